@@ -1,0 +1,36 @@
+# `make test` and `make demo` need nothing but Python >= 3.11, pip, git and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help test demo lint install clean
+
+help:
+	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
+	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 2 minutes)"
+	@echo "make clean  remove $(VENV) and what the runs left"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about 1 minute, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.recall --out runs/demo
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,25 @@
+"""Circadia: models that keep learning.
+
+Importing the package costs milliseconds: everything that needs torch is loaded on first use.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "memory": "circadia.memory",
+    "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
+}
+__all__ = ["__version__", "levels", "memory"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return importlib.import_module(_PUBLIC[name])
+    raise AttributeError(f"module 'circadia' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
