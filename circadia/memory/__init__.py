@@ -1,10 +1,11 @@
 """How a memory is written: pure functions on states, torch alone.
 
-    from circadia.memory import get
-    rule = get("gated_deltanet")
-    y, state = rule(q, k, v, {"alpha": alpha, "eta": eta}, rule.init(batch, heads, 64), chunk=64)
+from circadia.memory import get
+rule = get("gated_deltanet")
+y, state = rule(q, k, v, {"alpha": alpha, "eta": eta}, rule.init(batch, heads, 64), chunk=64)
 """
 
+from circadia.memory.custom import custom
 from circadia.memory.deep import Deep
 from circadia.memory.linear import DGD, Delta, Hebbian, Oja, proximal_rate
 from circadia.memory.rule import Rule
@@ -22,6 +23,7 @@ __all__ = [
     "Rule",
     "SelfModifying",
     "State",
+    "custom",
     "detach",
     "expand",
     "get",

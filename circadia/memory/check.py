@@ -35,7 +35,9 @@ def shapes(rule: str, q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor],
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v is {tuple(v.shape)} but k is {tuple(k.shape)}: batch, heads and tokens must agree")
     if same_width and v.shape != k.shape:
-        raise ValueError(f"v is {v.shape[-1]} wide but k is {k.shape[-1]}: {rule} has a residual, so they must be equal")
+        raise ValueError(
+            f"v is {v.shape[-1]} wide but k is {k.shape[-1]}: {rule} has a residual, so they must be equal"
+        )
     for name, gate in gates.items():
         want = k.shape if name == "x" else k.shape[:3]
         if gate.shape != want:
@@ -58,19 +60,21 @@ def gate_names(rule: str, gates: dict[str, Tensor], needs: tuple[str, ...], take
         raise ValueError(f"gates[{extra[0]!r}] is not used by {rule}: it takes {allowed}")
 
 
-def state_shapes(rule: str, state: State, shapes: dict[str, tuple[int | None, ...]], k: Tensor) -> None:
+def state_shapes(rule: str, state: State, shapes: dict[str, tuple[int | None, ...] | None], k: Tensor) -> None:
     """Every weight [B, H, ...]; None in a shape means any size."""
     for name, shape in shapes.items():
         if name not in state:
             raise ValueError(f"state has no {name!r}: make one with {rule}.init(...), or pass {', '.join(shapes)}")
         got = state[name]
-        full = (k.shape[0], k.shape[1], *shape)
+        full = (k.shape[0], k.shape[1], *(got.shape[2:] if shape is None else shape))
         if got.ndim != len(full) or any(w is not None and w != g for w, g in zip(full, got.shape)):
             want = "[" + ", ".join("*" if w is None else str(w) for w in full) + "]"
             raise ValueError(f"state[{name!r}] is {list(got.shape)}: for these inputs {rule} needs {want}")
     for name, x in state.items():
         if x.device != k.device:
             raise ValueError(f"state[{name!r}] is on {x.device} but k is on {k.device}: move it with .to(k.device)")
+        if name in shapes and x.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"state[{name!r}] has dtype {x.dtype}: memories are kept in float32 or float64")
 
 
 def token_mask(name: str, mask: Tensor | None, k: Tensor) -> None:
@@ -96,9 +100,13 @@ def values(named: dict[str, tuple[Tensor, float, float]]) -> None:
         bad = ~torch.isfinite(x)
         if bad.any():
             at = [int(i) for i in bad.nonzero()[0]]
-            raise ValueError(f"{name} is {x[tuple(at)].item()} at {at} ({int(bad.sum())} such values): nothing was written")
+            raise ValueError(
+                f"{name} is {x[tuple(at)].item()} at {at} ({int(bad.sum())} such values): nothing was written"
+            )
         worst = x.min().item() if x.min() < low else x.max().item()
-        raise ValueError(f"{name} is {worst:.6g}, outside [{low:g}, {high:g}]: keep it in range, for example by a sigmoid")
+        raise ValueError(
+            f"{name} is {worst:.6g}, outside [{low:g}, {high:g}]: keep it in range, for example by a sigmoid"
+        )
 
 
 def _fine(x: Tensor, low: float, high: float) -> Tensor:

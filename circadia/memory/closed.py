@@ -129,7 +129,13 @@ class Written:
 
 
 def write(
-    w: Tensor, momentum: Tensor | None, x: Tensor, f: Tensor, tile: Tile, solver: Solver | None, wx: Tensor | None = None
+    w: Tensor,
+    momentum: Tensor | None,
+    x: Tensor,
+    f: Tensor,
+    tile: Tile,
+    solver: Solver | None,
+    wx: Tensor | None = None,
 ) -> Written:
     """Write errors ``f`` [B, H, C, m] at inputs ``x``; with a solver, the DGD factor takes out what is there."""
     if solver is None:

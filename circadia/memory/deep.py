@@ -7,6 +7,7 @@ objective, the momentum and in which matrices the DGD factor takes out what is t
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,14 +17,14 @@ from torch import Tensor
 from circadia.memory import check, reference
 from circadia.memory.closed import Solver, Tile, Written, gelu_and_slope, log_retention, shorten, write
 from circadia.memory.layout import Flags
-from circadia.memory.rule import INF, Gates, How, Rule
+from circadia.memory.rule import INF, Gates, How, Rule, Shapes
 from circadia.memory.state import MOMENTUM, START, State
 
 EPS = 1e-5  # of the layer norm
 
 
 class Inner(NamedTuple):
-    """The inner gradient of every token of a tile: matrix l gets the outer product of ``error[l]`` and ``inputs[l]``."""
+    """The inner gradient of every token of a tile: for matrix l the outer product of ``error[l]`` and ``inputs[l]``."""
 
     error: list[Tensor]
     inputs: list[Tensor]
@@ -133,13 +134,13 @@ class Deep(Rule):
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
 
-    def weights(self, d_k: int, d_v: int) -> dict[str, tuple[int | None, ...]]:
+    def weights(self, d_k: int, d_v: int) -> Shapes:
         inside: list[tuple[int | None, ...]] = [(None, None) for _ in range(self.depth)]
         inside[0] = (d_v if self.depth == 1 else None, d_k)
         inside[-1] = (d_v, d_k if self.depth == 1 else None)
         return {f"w{i}": shape for i, shape in enumerate(inside)}
 
-    def extra(self, d_v: int) -> dict[str, tuple[int | None, ...]]:
+    def extra(self, d_v: int) -> Shapes:
         return {"ln.weight": (d_v,), "ln.bias": (d_v,)} if self.norm else {}
 
     def init(
@@ -159,7 +160,7 @@ class Deep(Rule):
         hidden = d_k if hidden is None else hidden
         widths = [d_k] + [hidden] * (self.depth - 1) + [d_k if d_v is None else d_v]
         state: State = {}
-        for i, (n, m) in enumerate(zip(widths, widths[1:])):
+        for i, (n, m) in enumerate(pairwise(widths)):
             w = torch.randn(heads, m, n, generator=generator, dtype=dtype) / n**0.5
             last = gain if i == self.depth - 1 else 1.0
             state[f"w{i}"] = (w * last).to(device).expand(batch, -1, -1, -1)
@@ -184,7 +185,6 @@ class Deep(Rule):
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
     ) -> tuple[Tensor, State, Tensor | None]:
         names = list(self.weights(1, 1))
-        norm = (state["ln.weight"], state["ln.bias"]) if self.norm else None
         live = None if flags.live is None else flags.live[:, None].to(k.dtype)
         eta = gates["eta"] if live is None else gates["eta"] * live
         log_a = log_retention(gates["alpha"]) if self.decays else torch.zeros_like(eta)
@@ -196,9 +196,12 @@ class Deep(Rule):
         ys, losses = [], []
         for i in range(k.shape[2]):
             state = self.opened(state, i, flags, how)
+            norm = (state["ln.weight"], state["ln.bias"]) if self.norm else None
             at = None if flags.live is None else flags.live[:, i].to(k.dtype)
             tile = Tile.make(log_a[:, :, i], None if log_b is None else log_b[:, :, i], at)
-            y, written, loss = self._tile(q[:, :, i], k[:, :, i], target[:, :, i], eta[:, :, i, :, None], state, tile, norm, how)
+            y, written, loss = self._tile(
+                q[:, :, i], k[:, :, i], target[:, :, i], eta[:, :, i, :, None], state, tile, norm, how
+            )
             state = dict(state)
             for name, w in zip(names, written):
                 state[name], momentum = w.end()

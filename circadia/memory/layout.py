@@ -100,10 +100,8 @@ def grid(mask: Tensor, reset: Tensor | None, pos: Tensor, tile: int) -> tuple[Ti
     slot = since % tile
     opens = mask & (slot == 0)
     tile_of = opens.long().cumsum(1) - (pos % tile == 0).long()[:, None]
-    if reset is None:
-        n = (t + tile - 2) // tile + 1  # known without looking at the data: compiles
-    else:
-        n = max(int(tile_of.max()) + 1, 1)
+    # Without documents the number of tiles is known without looking at the data, so that it compiles.
+    n = (t + tile - 2) // tile + 1 if reset is None else max(int(tile_of.max()) + 1, 1)
     where = torch.where(mask, tile_of * tile + slot, n * tile)
     tokens = torch.arange(t, device=mask.device).expand(b, t)
     index = torch.full((b, n * tile + 1), t, device=mask.device).scatter(1, where, tokens)[:, :-1].view(b, n, tile)
@@ -120,6 +118,6 @@ def grid(mask: Tensor, reset: Tensor | None, pos: Tensor, tile: int) -> tuple[Ti
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, H, T, ...] at index [B, S] -> [B, H, S, ...]."""
+    """X [B, H, T, ...] at index [B, S] -> [B, H, S, ...]."""
     at = index[:, None].reshape(index.shape[0], 1, -1, *[1] * (x.ndim - 3))
     return x.take_along_dim(at.expand(*x.shape[:2], -1, *x.shape[3:]), 2)

@@ -1,9 +1,9 @@
 """Matrix memories: Hebbian, delta, Oja and DGD, in one chunk-parallel form.
 
-All of them are ``M_t = a_t M_{t-1} - r_t k_t^T`` with ``r_t = e_t M_{t-1} k_t - w_t``: a retention a, an erase rate e and
-a write w. Over a tile (I + e (D1 o K K^T)) R = e g K M_0^T - w (see ``closed``), so R = Y M_0^T + U. Where w does not
+All of them are ``M_t = a_t M_{t-1} - r_t k_t^T`` with ``r_t = e_t M_{t-1} k_t - w_t``: a retention a, an erase rate e
+and a write w. Over a tile (I + e (D1 o K K^T)) R = e g K M_0^T - w (``closed``), so R = Y M_0^T + U. Where w does not
 depend on the state, Y and U of all tiles are formed at once and the state moves by ``M <- M T + B``; where it does (L2
-gradient at the chunk start) only the inverse is. All reads are formed at once.
+gradient at the chunk start) only the inverse is. The reads of all tiles are formed at once.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from torch import Tensor
 from circadia.memory import check, reference
 from circadia.memory.closed import log_retention, ratios, shift, shorten
 from circadia.memory.layout import Flags
-from circadia.memory.rule import INF, Gates, How, Rule
+from circadia.memory.rule import INF, Gates, How, Rule, Shapes
 from circadia.memory.state import START, State
 
 
@@ -31,7 +31,7 @@ class Write(NamedTuple):
 class Matrix(Rule):
     """State "w" [B, H, d_v, d_k], y = M q."""
 
-    def weights(self, d_k: int, d_v: int) -> dict[str, tuple[int | None, ...]]:
+    def weights(self, d_k: int, d_v: int) -> Shapes:
         return {"w": (d_v, d_k)}
 
     @property
@@ -86,7 +86,8 @@ class Matrix(Rule):
         if not how.surprise:
             return y, scan.end, None
         if self.anchored:
-            return y, scan.end, self.loss(k @ scan.starts.mT, v)
+            point = scan.starts.detach() if how.order == "first" else scan.starts
+            return y, scan.end, self.loss(k @ point.mT, v)
         g, d = scan.decay("previous")
         return y, scan.end, self.loss(g * (k @ scan.states.mT) - (d * (k @ k.mT)) @ scan.taken, v)
 
@@ -139,8 +140,9 @@ def scan_tiles(
         lead = erase[..., None] * shift(g, 1.0) * k
 
     for i in range(k.shape[2]):
-        opened = rule.opened({"w": m, START + "w": start}, i, flags, how)
-        m, start = opened["w"], opened[START + "w"]
+        opened = rule.opened({"w": m, START + "w": start} if how.anchored else {"w": m}, i, flags, how)
+        m = opened["w"]
+        start = opened.get(START + "w", m)
         states.append(m)
         starts.append(start)
         keep = total[:, :, i] if total.ndim > 2 else total
@@ -154,13 +156,12 @@ def scan_tiles(
         elif t is None:
             m = keep * m + b[:, :, i]
         else:
-            m = torch.baddbmm(b[:, :, i].flatten(0, 1), m.flatten(0, 1), t[:, :, i].flatten(0, 1)).unflatten(0, m.shape[:2])
+            m = torch.baddbmm(b[:, :, i].flatten(0, 1), m.flatten(0, 1), t[:, :, i].flatten(0, 1)).unflatten(
+                0, m.shape[:2]
+            )
 
     at, begun = torch.stack(states, 2), torch.stack(starts, 2)
-    if value is None:
-        taken = torch.stack(late, 2)
-    else:
-        taken = u if y is None else y @ at.mT + u
+    taken = torch.stack(late, 2) if value is None else (u if y is None else y @ at.mT + u)
     return Scan(g, d, at, begun, taken, {**state, "w": m} | ({START + "w": start} if how.anchored else {}))
 
 
@@ -202,10 +203,10 @@ class Hebbian(Matrix):
 class Online(Matrix):
     """Rules whose gradient is taken at the running state: only second-order outer gradients exist in closed form."""
 
-    def check_order(self, order: str) -> None:
-        if order == "first":
+    def check_call(self, how: How) -> None:
+        if how.order == "first":
             raise ValueError(
-                f"order='first' cannot be had from {self.name}, whose gradient sees the running state: use order='second'"
+                f"order='first' cannot be had from {self.name}: its gradient sees the running state; use order='second'"
             )
 
 
@@ -294,9 +295,13 @@ class DGD(Matrix):
         check.one_of("objective", self.objective, ("dot", "l2"))
         check.one_of("gradient", self.gradient, ("chunk", "online"))
         if self.literal_sign and self.objective == "l2":
-            raise ValueError("literal_sign=True belongs to objective='dot' (eq. 92): eq. 93 is printed with the right sign")
+            raise ValueError(
+                "literal_sign=True belongs to objective='dot' (eq. 92): eq. 93 is printed with the right sign"
+            )
         if self.clip is not None and self.objective == "l2" and self.gradient == "online":
-            raise ValueError("clip needs gradient='chunk': an error at the running state cannot be clipped in closed form")
+            raise ValueError(
+                "clip needs gradient='chunk': an error at the running state cannot be clipped in closed form"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -314,8 +319,8 @@ class DGD(Matrix):
     def max_norm(self) -> float | None:
         return self.bound if self.anchored else None
 
-    def check_order(self, order: str) -> None:
-        if order == "first" and self.objective == "l2" and self.gradient == "online":
+    def check_call(self, how: How) -> None:
+        if how.order == "first" and self.objective == "l2" and self.gradient == "online":
             raise ValueError(f"order='first' cannot be had from {self.name}: use gradient='chunk' or order='second'")
 
     def ranges(self, k: Tensor, v: Tensor, gates: Gates) -> dict[str, tuple[Tensor, float, float]]:
@@ -345,7 +350,7 @@ class DGD(Matrix):
 
 
 def proximal_rate(eta: Tensor, k: Tensor) -> Tensor:
-    """The exact rate of the proximal step behind DGD, eta / (1 + eta |k|^2) (eq. 56; eq. 57 prints the case |k| = 1)."""
+    """The exact rate of the proximal step behind DGD, eta / (1 + eta |k|^2): eq. 57 prints the case |k| = 1."""
     return eta / (1.0 + eta * k.square().sum(-1))
 
 

@@ -50,8 +50,8 @@ def run(
                 for key in (name, MOMENTUM + name) if rule.momentum else (name,):
                     state[key] = choose(border, limit(state[key], rule.max_norm), state[key])
                 state[START + name] = choose(border, state[name], state[START + name])
-        now = [x[:, :, t].to(inner) for x in (q, k, v)]
-        y, new, loss = rule.token(*now, {n: g[:, :, t].to(inner) for n, g in gates.items()}, state, how)
+        q_t, k_t, v_t = (x[:, :, t].to(inner) for x in (q, k, v))
+        y, new, loss = rule.token(q_t, k_t, v_t, {n: g[:, :, t].to(inner) for n, g in gates.items()}, state, how)
         new = {**state, **new}
         if how.anchored:
             new[POS] = (state[POS] + 1) % max(periods.values())
@@ -73,7 +73,7 @@ def apply(m: Tensor, x: Tensor) -> Tensor:
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T."""
+    """A b^T."""
     return a[..., :, None] * b[..., None, :]
 
 
@@ -143,7 +143,9 @@ def _half(x: Tensor) -> Tensor:
     return 0.5 * x.square().sum(-1)
 
 
-def forward(ws: list[Tensor], x: Tensor, skip: Tensor, norm: tuple[Tensor, Tensor] | None, nudge: list[Tensor]) -> Tensor:
+def forward(
+    ws: list[Tensor], x: Tensor, skip: Tensor, norm: tuple[Tensor, Tensor] | None, nudge: list[Tensor]
+) -> Tensor:
     """M(x) = skip + W_L gelu(... gelu(W_1 x)) (eq. 89, 91); ``nudge`` is added to what each matrix gives out."""
     for i, (w, n) in enumerate(zip(ws, nudge)):
         x = apply(w, x if i == 0 else F.gelu(x)) + n
@@ -232,7 +234,9 @@ def self_modifying(
         ws_skip = start.get(name + ".skip")
         point = [w.detach() if how.order == "first" else w for w in ws]
         point_skip = ws_skip.detach() if ws_skip is not None and how.order == "first" else ws_skip
-        seen = {f"{name}.w0": point[0], f"{name}.w1": point[1]} | ({} if point_skip is None else {name + ".skip": point_skip})
+        seen = {f"{name}.w0": point[0], f"{name}.w1": point[1]} | (
+            {} if point_skip is None else {name + ".skip": point_skip}
+        )
         target = shorten(memory(name, value, seen), rule.max_target)  # eq. 87, each memory makes its own
         # The target is a constant of the inner gradient, which is taken in `errors`, and a variable of the outer one.
         deltas, inputs, err, each = errors(point, key, target, rule.objective, None, point_skip)
@@ -240,7 +244,9 @@ def self_modifying(
         if name in rule.static:
             continue
         rate = col(eta) * (1.0 if name == "memory" else rule.projection_rate)
-        parts = {"w0": (deltas[0], key), "w1": (deltas[1], inputs[1])} | ({} if ws_skip is None else {"skip": (err, key)})
+        parts = {"w0": (deltas[0], key), "w1": (deltas[1], inputs[1])} | (
+            {} if ws_skip is None else {"skip": (err, key)}
+        )
         for part, (error, x) in parts.items():
             full = f"{name}.{part}"
             w = state[full]

@@ -4,7 +4,7 @@ q, k      [B, H, T, d_k]   what is asked, what is stored under
 v         [B, H, T, d_v]   what is stored
 gates     name -> [B, H, T]: "eta" the rate of the write, "alpha" the retention (1 keeps all), "beta" the momentum
 state     a flat dict, see ``circadia.memory.state``
-chunk     tokens between two refreshes of the gradient's point (eq. 90); for rules without one, the unit of parallel work
+chunk     tokens between two refreshes of the gradient's point (eq. 90); for rules without one, a unit of parallel work
 
 Three ways through a rule, equal in outputs, final state and outer gradients: ``rule(...)`` chunk-parallel,
 ``rule.reference(...)`` the equations token by token, ``rule.step(...)`` one token of a stream.
@@ -25,6 +25,7 @@ from circadia.memory.state import MOMENTUM, POS, START, State, choose, complete,
 Read = Literal["running", "previous", "chunk"]
 Order = Literal["second", "first"]
 Gates = dict[str, Tensor]
+Shapes = dict[str, tuple[int | None, ...] | None]
 INF = float("inf")
 
 
@@ -37,6 +38,7 @@ class How:
     order: Order = "second"
     surprise: bool = False
     initial: State | None = None
+    checkpoint: bool = False
     anchored: bool = False  # does the state know its chunk? (gradient at its start, or reads from there)
     bare: bool = False  # did the state come without a position, so at the border of a chunk?
 
@@ -49,8 +51,6 @@ class Rule:
     family: str
     equation: str
     summary: str
-
-    # --- what a subclass declares -------------------------------------------------------------------------------
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -86,8 +86,8 @@ class Rule:
         """Tiles recomputed together under gradient checkpointing."""
         return 1
 
-    def weights(self, d_k: int, d_v: int) -> dict[str, tuple[int | None, ...]]:
-        """Shapes of the written matrices, after batch and heads; None is free."""
+    def weights(self, d_k: int, d_v: int) -> Shapes:
+        """Shapes of what is written, after batch and heads; None is free."""
         raise NotImplementedError
 
     def ranges(self, k: Tensor, v: Tensor, gates: Gates) -> dict[str, tuple[Tensor, float, float]]:
@@ -124,8 +124,6 @@ class Rule:
         """The equations at one token, [B, H, d] -> (y, state, surprise)."""
         raise NotImplementedError
 
-    # --- what a user calls --------------------------------------------------------------------------------------
-
     def __call__(
         self,
         q: Tensor,
@@ -153,7 +151,8 @@ class Rule:
         checkpoint  keep only the states between chunks for the backward pass, and compute the rest again
         surprise  also return the inner loss of every token before its write
         """
-        how, gates, state = self._prepare(q, k, v, gates, state, How(chunk, read, order, surprise, initial), mask, reset)
+        how = How(chunk, read, order, surprise, initial, checkpoint)
+        how, gates, state = self._prepare(q, k, v, gates, state, how, mask, reset)
         tile, wrap = self._periods(how)
         outer, inner = v.dtype, next(iter(state.values())).dtype
         ys: list[Tensor] = []
@@ -163,7 +162,7 @@ class Rule:
             gates = {name: x.to(inner) for name, x in gates.items()}
             layout, end = self._layout(q, mask, reset, state, how, tile)
             for tiles in layout:
-                y, state, loss = self._run(tiles, q, k, v, gates, state, how, checkpoint)
+                y, state, loss = self._run(tiles, q, k, v, gates, state, how)
                 ys.append(y)
                 losses.append(loss)
         if end is not None:
@@ -190,7 +189,8 @@ class Rule:
         surprise: bool = False,
     ) -> Any:
         """The same, one token after another, one equation a line."""
-        how, gates, state = self._prepare(q, k, v, gates, state, How(chunk, read, order, surprise, initial), mask, reset)
+        how = How(chunk, read, order, surprise, initial)
+        how, gates, state = self._prepare(q, k, v, gates, state, how, mask, reset)
         y, state, loss = reference.run(self, q, k, v, gates, state, how, mask, reset)
         return (y, state, loss) if surprise else (y, state)
 
@@ -227,8 +227,6 @@ class Rule:
         assert loss is not None
         return y, state, (loss[:, :, 0, 0] * live).to(outer)
 
-    # --- what the rules share -----------------------------------------------------------------------------------
-
     def opened(self, state: State, i: int, flags: Flags, how: How) -> State:
         """The state at the beginning of tile i: restarted where a document begins, re-anchored where a chunk does."""
         restart = flags.restarts(i)
@@ -249,17 +247,24 @@ class Rule:
         return state
 
     def _run(
-        self, tiles: Tiles, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, how: How, checkpoint: bool
+        self,
+        tiles: Tiles,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        state: State,
+        how: How,
     ) -> tuple[Tensor, State, Tensor]:
         cq, ck, cv = tiles.cut(q), tiles.cut(k), tiles.cut(v)
         cg = {name: tiles.cut(x) for name, x in gates.items()}
         parts, losses = [], []
-        most = self.group if checkpoint else tiles.n
+        most = self.group if how.checkpoint else tiles.n
         for i in range(0, tiles.n, most):
             j = min(i + most, tiles.n)
             some = {name: x[:, :, i:j] for name, x in cg.items()}
             args = (cq[:, :, i:j], ck[:, :, i:j], cv[:, :, i:j], some, state, tiles.flags(i, j), how)
-            if checkpoint:
+            if how.checkpoint:
                 y, state, loss = recompute(self.tiles, *args, use_reentrant=False, preserve_rng_state=False)
             else:
                 y, state, loss = self.tiles(*args)
@@ -308,11 +313,12 @@ class Rule:
         check.shapes(self.name, q, k, v, gates, same_width=self.same_width)
         check.token_mask("mask", mask, k)
         check.token_mask("reset", reset, k)
-        self.check_chunk(how.chunk)
-        self.check_order(how.order)
+        self.check_call(how)
         if (reset is None) != (how.initial is None):
             got, fix = ("reset", "initial") if how.initial is None else ("initial", "reset")
-            raise ValueError(f"{got} is given without {fix}: documents need both the borders and the state to begin with")
+            raise ValueError(
+                f"{got} is given without {fix}: documents need both the borders and the state to begin with"
+            )
         batch, heads, _, d_k = k.shape
         if state is None:
             state = self.init(batch, heads, d_k, v.shape[-1], device=k.device)
@@ -333,11 +339,8 @@ class Rule:
                 raise ValueError("reset is set where mask is False: mark the first real token of the document instead")
         return how, gates, state
 
-    def check_chunk(self, chunk: int) -> None:
-        """Refuse a chunk that this rule cannot run with."""
-
-    def check_order(self, order: str) -> None:
-        """Refuse an order of outer gradients that this rule does not have."""
+    def check_call(self, how: How) -> None:
+        """Refuse settings that this rule does not have."""
 
 
 def _common(pos: Tensor, how: How) -> int | None:

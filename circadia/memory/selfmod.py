@@ -19,7 +19,7 @@ from circadia.memory import check, reference
 from circadia.memory.closed import Solver, Tile, Written, log_retention, shorten, unit, write
 from circadia.memory.deep import inner_gradient, plain, read
 from circadia.memory.layout import Flags
-from circadia.memory.rule import Gates, How, Rule
+from circadia.memory.rule import Gates, How, Rule, Shapes
 from circadia.memory.state import MOMENTUM, START, State
 
 GATES = ("eta", "alpha")  # memories with one output
@@ -27,7 +27,7 @@ GATES = ("eta", "alpha")  # memories with one output
 
 @dataclass(frozen=True, kw_only=True)
 class SelfModifying(Rule):
-    """State NAME.w0 [B, H, hidden, d], NAME.w1 [B, H, d or 1, hidden] for each memory, and .skip [B, H, 1, d] of the gates.
+    """State per memory: NAME.w0 [B, H, hidden, d], NAME.w1 [B, H, d or 1, hidden]; eta, alpha: .skip [B, H, 1, d].
 
     gates: "x" [B, H, T, d] the stream of the rates; "eta", "alpha" optional offsets (logits) to them; "beta" the
     logit of the momentum. ``static`` memories keep their start: the projections of the ablation.
@@ -87,8 +87,8 @@ class SelfModifying(Rule):
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
 
-    def weights(self, d_k: int, d_v: int) -> dict[str, tuple[int | None, ...]]:
-        shapes: dict[str, tuple[int | None, ...]] = {}
+    def weights(self, d_k: int, d_v: int) -> Shapes:
+        shapes: Shapes = {}
         for name in self.memories:
             shapes |= {f"{name}.w0": (None, d_k), f"{name}.w1": (1 if name in GATES else d_v, None)}
             if name in GATES:
@@ -99,7 +99,8 @@ class SelfModifying(Rule):
         other = self.projection_chunk or chunk
         return {name: chunk if name.startswith("memory.") else other for name in self.weights(1, 1)}
 
-    def check_chunk(self, chunk: int) -> None:
+    def check_call(self, how: How) -> None:
+        chunk = how.chunk
         short, long = sorted((chunk, self.projection_chunk or chunk))
         if long % short:
             raise ValueError(
@@ -120,10 +121,11 @@ class SelfModifying(Rule):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> State:
-        """Random memories near the identity; the gates' last matrix starts at a tenth, so that rates start in the middle."""
+        """Random memories near the identity; the skips of the gates start small, so that rates start in the middle."""
         hidden = d_k if hidden is None else hidden
         state: State = {}
         for name, shape in self.weights(d_k, d_k).items():
+            assert shape is not None
             m, n = (hidden if size is None else size for size in shape)
             factor = {"w0": 1.0, "w1": gain, "skip": 0.1}[name.rsplit(".")[-1]]
             w = torch.randn(heads, m, n, generator=generator, dtype=dtype) / n**0.5 * factor
