@@ -108,23 +108,23 @@ class Custom(Rule):
             eta, log_a = eta * live, log_a * live
         ys, losses = [], []
         tokens, pairs = vmap(vmap(vmap(self.memory, (0, 0)))), vmap(vmap(vmap(self._gradient, (None, 0, 0))))
-        for i in range(k.shape[2]):
+        for i, (q_i, k_i, v_i, eta_i, log_a_i) in enumerate(zip(*(x.unbind(2) for x in (q, k, v, eta, log_a)))):
             state = self.opened(state, i, flags, how)
             start = {n: state[START + n] for n in self.names}
             point = {n: w.detach() for n, w in start.items()} if how.order == "first" else start
-            gradient, loss = pairs(point, k[:, :, i], v[:, :, i])
-            g, d = ratios(log_a[:, :, i])
+            gradient, loss = pairs(point, k_i, v_i)
+            g, d = ratios(log_a_i)
             g_read, d_read = (shift(g, 1.0), shift(d, 0.0)) if how.read == "previous" else (g, d)
             state, at = dict(state), {}
             for n in self.names:
-                put = eta[:, :, i, :, None] * gradient[n].reshape(*k.shape[:2], k.shape[3], -1)
+                put = eta_i[..., None] * gradient[n].reshape(*k.shape[:2], k.shape[3], -1)
                 flat = state[n].reshape(*state[n].shape[:2], 1, -1)
                 at[n] = (g_read * flat - d_read @ put).view(*put.shape[:3], *state[n].shape[2:])
                 state[n] = (g[..., -1:, :] * flat - d[..., -1:, :] @ put).view(state[n].shape)
             if how.read == "chunk":
-                ys.append(vmap(vmap(vmap(self.memory, (None, 0))))(start, q[:, :, i]))
+                ys.append(vmap(vmap(vmap(self.memory, (None, 0))))(start, q_i))
             else:
-                ys.append(tokens(at, q[:, :, i]))
+                ys.append(tokens(at, q_i))
             losses.append(loss)
         return torch.stack(ys, 2), state, torch.stack(losses, 2)
 

@@ -194,14 +194,14 @@ class Deep(Rule):
             log_b = None if log_b is None else log_b * live
         target = shorten(v, self.max_target)
         ys, losses = [], []
-        for i in range(k.shape[2]):
+        parts = zip(*(x.unbind(2) for x in (q, k, target, eta[..., None], log_a)))
+        log_bs = [None] * k.shape[2] if log_b is None else log_b.unbind(2)
+        for i, (q_i, k_i, target_i, eta_i, log_a_i) in enumerate(parts):
             state = self.opened(state, i, flags, how)
             norm = (state["ln.weight"], state["ln.bias"]) if self.norm else None
             at = None if flags.live is None else flags.live[:, i].to(k.dtype)
-            tile = Tile.make(log_a[:, :, i], None if log_b is None else log_b[:, :, i], at)
-            y, written, loss = self._tile(
-                q[:, :, i], k[:, :, i], target[:, :, i], eta[:, :, i, :, None], state, tile, norm, how
-            )
+            tile = Tile.make(log_a_i, log_bs[i], at)
+            y, written, loss = self._tile(q_i, k_i, target_i, eta_i, state, tile, norm, how)
             state = dict(state)
             for name, w in zip(names, written):
                 state[name], momentum = w.end()

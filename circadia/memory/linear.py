@@ -139,26 +139,31 @@ def scan_tiles(
         inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
         lead = erase[..., None] * shift(g, 1.0) * k
 
-    for i in range(k.shape[2]):
+    # Unbound once: indexing tile by tile would fill a whole gradient with zeros for every tile.
+    n = k.shape[2]
+    keeps = total.expand(*k.shape[:3], 1, 1).unbind(2)
+    if value is None:
+        late_k, late_v, lasts, leads, inverses = (x.unbind(2) for x in (k, v, last, lead, inverse))
+        late_gates = {name: x.unbind(2) for name, x in gates.items()}
+    else:
+        ts, bs = [None] * n if t is None else t.unbind(2), b.unbind(2)
+    for i in range(n):
         opened = rule.opened({"w": m, START + "w": start} if how.anchored else {"w": m}, i, flags, how)
         m = opened["w"]
         start = opened.get(START + "w", m)
         states.append(m)
         starts.append(start)
-        keep = total[:, :, i] if total.ndim > 2 else total
         if value is None:
             point = start.detach() if how.order == "first" else start
-            w = rule.late(k[:, :, i] @ point.mT, v[:, :, i], {name: x[:, :, i] for name, x in gates.items()})
+            w = rule.late(late_k[i] @ point.mT, late_v[i], {name: x[i] for name, x in late_gates.items()})
             w = w if flags.live is None else w * flags.live[:, None, i, :, None]
-            r = inverse[:, :, i] @ (lead[:, :, i] @ m.mT - w)
+            r = inverses[i] @ (leads[i] @ m.mT - w)
             late.append(r)
-            m = keep * m - r.mT @ last[:, :, i]
-        elif t is None:
-            m = keep * m + b[:, :, i]
+            m = keeps[i] * m - r.mT @ lasts[i]
+        elif (move := ts[i]) is None:
+            m = keeps[i] * m + bs[i]
         else:
-            m = torch.baddbmm(b[:, :, i].flatten(0, 1), m.flatten(0, 1), t[:, :, i].flatten(0, 1)).unflatten(
-                0, m.shape[:2]
-            )
+            m = torch.baddbmm(bs[i].flatten(0, 1), m.flatten(0, 1), move.flatten(0, 1)).unflatten(0, m.shape[:2])
 
     at, begun = torch.stack(states, 2), torch.stack(starts, 2)
     taken = torch.stack(late, 2) if value is None else (u if y is None else y @ at.mT + u)

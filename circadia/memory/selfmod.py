@@ -141,11 +141,11 @@ class SelfModifying(Rule):
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
     ) -> tuple[Tensor, State, Tensor | None]:
         ys, losses = [], []
-        for i in range(k.shape[2]):
+        some = {name: x.unbind(2) for name, x in gates.items()}
+        for i, (q_i, k_i, v_i) in enumerate(zip(q.unbind(2), k.unbind(2), v.unbind(2))):
             state = self.opened(state, i, flags, how)
             live = None if flags.live is None else flags.live[:, i].to(k.dtype)
-            some = {name: x[:, :, i] for name, x in gates.items()}
-            y, state, loss = self._tile(q[:, :, i], k[:, :, i], v[:, :, i], some, state, live, how)
+            y, state, loss = self._tile(q_i, k_i, v_i, {n: x[i] for n, x in some.items()}, state, live, how)
             ys.append(y)
             losses.append(loss)
         return torch.stack(ys, 2), state, torch.stack(losses, 2)
