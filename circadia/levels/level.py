@@ -70,7 +70,7 @@ class Level:
         if self.bytes_per_token:
             text = f"{bytes_text(self.bytes_per_token)} per token"
             if self.window:
-                text += f", at most {bytes_text(self.state_bytes)} ({self.window:,} tokens)"
+                text += f", up to {bytes_text(self.state_bytes)} ({self.window:,} tokens)"
             parts.append(text)
         elif self.state_bytes:
             parts.append(bytes_text(self.state_bytes) + ("" if self.shared else " per sequence"))

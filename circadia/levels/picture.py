@@ -13,7 +13,7 @@ from circadia.levels.level import Level
 if TYPE_CHECKING:
     from circadia.levels.view import LevelsView
 
-WIDTH, LABELS, RIGHT = 1080, 330, 36  # the picture, the column of labels, the right margin
+WIDTH, LABELS, RIGHT = 1120, 364, 36  # the picture, the column of labels, the right margin
 TOP, LANE, BOTTOM = 92, 74, 64
 CLOSEST = 5.0  # pixels between two ticks below which a band is drawn
 INK, QUIET, GRID, PAPER, STRIPE = "#1f2933", "#66727f", "#e3e7eb", "#ffffff", "#f7f8fa"
@@ -35,6 +35,9 @@ def draw(view: "LevelsView") -> str:
     ]
     for index, (level, period) in enumerate(zip(view.levels, periods)):
         body += _lane(level, period, TOP + LANE * index, decades, index % 2 == 0, view.tokens_per_step)
+    for index, (level, below) in enumerate(zip(view.levels, view.levels[1:])):
+        if level.learns_from == below.learns_from == "gradients" and not level.parameters and below.parameters:
+            body.append(_arrow(_x(periods[index], decades), TOP + LANE * index))
     font = "font-family=\"'Inter','Helvetica Neue',Helvetica,Arial,sans-serif\""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" {font}>'
     title = f"<title>{escape(view.model)}: {len(view.levels)} levels</title>"
@@ -86,32 +89,44 @@ def _lane(level: Level, period: float, top: float, decades: int, striped: bool, 
         _text(36, top + 44, _clip(level.period_text(tokens_per_step), 48), 12, fill=QUIET),
         _text(36, top + 61, _clip(level.size_text(), 48), 12, fill=QUIET),
     ]
-    line = f'<line x1="{left}" y1="{middle}" x2="{right}" y2="{middle}" stroke="{colour}" stroke-width="1.5"'
     if period == 0:
-        return [*svg, _band(left, right, middle, colour)]
+        return [*svg, _band(left, right, middle, colour, 0.85)]
     if math.isinf(period):
-        return [*svg, line + ' class="never" stroke-dasharray="2 5"/>']
+        return [*svg, _line(left, right, middle, colour, 'class="never" stroke-dasharray="2 5"')]
     times = tick_times(period, decades)
-    svg.append(line + ' stroke-opacity="0.45"/>')
+    after = min(right, _x(times[-1] + period if times else period, decades))
+    svg += [_line(left, after, middle, colour, 'stroke-opacity="0.4"'), _band(after, right, middle, colour, 0.3)]
     for time in times:
         x = _x(time, decades)
         svg.append(
             f'<line class="tick" x1="{x:.1f}" y1="{middle - 15}" x2="{x:.1f}" y2="{middle + 15}" '
             f'stroke="{colour}" stroke-width="2" stroke-linecap="round"/>'
         )
-    after = _x(times[-1] + period, decades) if times else _x(period, decades)
-    return [*svg, _band(after, right, middle, colour)] if after < right else svg
+    return svg
 
 
-def _band(left: float, right: float, middle: float, colour: str) -> str:
+def _line(left: float, right: float, y: float, colour: str, style: str) -> str:
+    return f'<line x1="{left:.1f}" y1="{y}" x2="{right:.1f}" y2="{y}" stroke="{colour}" stroke-width="1.5" {style}/>'
+
+
+def _band(left: float, right: float, middle: float, colour: str, opacity: float) -> str:
     return (
         f'<rect class="band" x="{left:.1f}" y="{middle - 15}" width="{right - left:.1f}" height="30" rx="3" '
-        f'fill="{colour}" fill-opacity="0.8"/>'
+        f'fill="{colour}" fill-opacity="{opacity}"/>'
+    )
+
+
+def _arrow(x: float, top: float) -> str:
+    """From the first tick of one lane down to that of the next: what an optimizer holds is written into the weights."""
+    start, end, colour = top + LANE / 2 + 19, top + 1.5 * LANE - 21, COLOURS["gradients"]
+    return (
+        f'<path class="arrow" d="M{x:.1f} {start} V{end} m-4 -6 l4 6 l4 -6" fill="none" stroke="{colour}" '
+        f'stroke-width="1.5" stroke-linecap="round" stroke-linejoin="round"/>'
     )
 
 
 def _legend(levels: tuple[Level, ...]) -> list[str]:
-    words = {"tokens": "learns from tokens", "gradients": "from gradients", "other": "from something else", "nothing": "frozen"}
+    words = {"tokens": "learns from tokens", "gradients": "from gradients", "other": "from another signal", "nothing": "frozen"}
     present = {"tokens" if level.learns_from.startswith("tokens") else level.learns_from for level in levels}
     present = {key if key in COLOURS else "other" for key in present}
     svg, x = [], 28.0
@@ -129,7 +144,7 @@ def _axis(decades: int, height: int, nominal: bool) -> list[str]:
         x = _x(10**decade, decades)
         svg.append(f'<line x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{base}" stroke="{GRID}"/>')
         svg.append(_text(x, base + 18, _power(decade), 12, fill=QUIET, anchor="middle"))
-    label = "tokens read, logarithmic; an unbroken band: too frequent to tell apart"
+    label = "tokens read, logarithmic; a band: too frequent to tell apart"
     if nominal:
         label += " (length of an optimizer step not given: its place is only a sketch)"
     return [*svg, _text(WIDTH - RIGHT, base + 40, label, 12, fill=QUIET, anchor="end")]

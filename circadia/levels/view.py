@@ -263,7 +263,7 @@ def _weights(
     elif held:
         label, note = f"{what} held at lr 0", "in a param group whose learning rate is 0 now"
     elif any_optimizer:
-        label, note = f"frozen {what}", "in no param group of the optimizer"
+        label, note = f"{what} outside the optimizer", "in no param group of the optimizer"
     else:
         label, note = f"{what}, no optimizer", "trainable, no optimizer given"
     return Level(
