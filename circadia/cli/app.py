@@ -1,7 +1,7 @@
 """The `circadia` command: what it offers, and how it fails.
 
-Nothing here may import torch: `circadia --help` has to answer at once. Every command imports what it needs inside its
-function.
+Nothing here may import torch: `circadia --help` has to answer at once. Every command imports what it needs
+inside its function.
 """
 
 import sys
@@ -35,7 +35,7 @@ app = typer.Typer(
     # Any other exception is our bug; its plain traceback is what a report needs.
     pretty_exceptions_enable=False,
     help="Models that keep learning: nested memories, written at different frequencies, awake and asleep.",
-    epilog="Start with `circadia doctor`, then `circadia levels gpt2` to see a model as a nested system of memories.",
+    epilog="Start with `circadia doctor`, then `circadia levels gpt2` to see a model as nested memories.",
 )
 
 

@@ -7,12 +7,12 @@ def rules() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from circadia.memory import RULES
+    import circadia
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("rule", "family", "equation", "what it does"):
         table.add_column(column)
-    for name, rule in RULES.items():
+    for name, rule in circadia.memory.RULES.items():
         # Text, because equations contain brackets that rich would read as markup.
         table.add_row(Text(name, style="bold"), Text(rule.family), Text(rule.equation), Text(rule.summary))
     Console().print(table)

@@ -1,4 +1,4 @@
-"""Models without weights: built from their config on the meta device, where a tensor has a shape but no memory."""
+"""Models without weights, built from their config on the meta device: tensors with a shape but no memory."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,9 @@ def build(source: str) -> "nn.Module":
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{source}: the folder has neither config.json nor adapter_config.json; pass a model's folder")
+        raise ValueError(
+            f"{source}: the folder has neither config.json nor adapter_config.json; pass a model's folder"
+        )
     if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ValueError(f"{source}: no such folder")
     if folder.is_file():
@@ -30,13 +32,17 @@ def _plain(source: str) -> "nn.Module":
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    local = Path(source).is_dir()
     try:
-        if not Path(source).is_dir() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        if not local and not isinstance(try_to_load_from_cache(source, "config.json"), str):
             # One question to the Hub first: downloads retry for half a minute when there is no network.
             HfApi().model_info(source, timeout=10)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # offline, unknown id, gated, broken JSON, unknown model type: each has its own class
-        raise ValueError(f"{source}: its config cannot be read ({_first_line(error)})") from error
+    except (
+        Exception
+    ) as error:  # offline, unknown id, gated, broken JSON, unknown model type: each has its own class
+        fix = "check config.json there" if local else "check the name and the network"
+        raise ValueError(f"{source}: its config cannot be read; {fix} ({_first_line(error)})") from error
     with torch.device("meta"):
         for auto in (AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModel):
             if type(config) in auto._model_mapping:
@@ -57,7 +63,9 @@ def _adapted(folder: Path) -> "nn.Module":
         raise ValueError(f"{folder}: adapter_config.json cannot be read ({_first_line(error)})") from error
     base = config.base_model_name_or_path
     if not base:
-        raise ValueError(f"{folder}: adapter_config.json names no base_model_name_or_path; add the base model there")
+        raise ValueError(
+            f"{folder}: adapter_config.json names no base_model_name_or_path; add the base model there"
+        )
     try:
         model = build(base)
     except ValueError as error:
@@ -69,7 +77,7 @@ def _adapted(folder: Path) -> "nn.Module":
 
 
 def optimizers(name: str, module: "nn.Module") -> "list[Optimizer] | None":
-    """Optimizers with torch's default settings on the trainable parameters. Muon comes with the usual AdamW beside it."""
+    """Optimizers with torch's default settings; Muon comes with the usual AdamW beside it."""
     import torch
 
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -79,9 +87,9 @@ def optimizers(name: str, module: "nn.Module") -> "list[Optimizer] | None":
         return [torch.optim.SGD(trainable.values(), lr=1e-2, momentum=0.9)]
     if name == "adamw":
         return [torch.optim.AdamW(trainable.values())]
-    # Muon is for the matrices between the embeddings and the head; those two and all vectors are left to AdamW.
+    # Muon is for the matrices between embeddings and head; those two and all vectors are left to AdamW.
     ends = [part.weight for part in module.modules() if isinstance(part, torch.nn.Embedding)]
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    head = getattr(module, "get_output_embeddings", lambda: None)()
     outside = {id(parameter) for parameter in [*ends, *([head.weight] if head is not None else [])]}
     matrices = [p for p in trainable.values() if p.ndim == 2 and id(p) not in outside]
     inside = {id(parameter) for parameter in matrices}
@@ -92,5 +100,3 @@ def optimizers(name: str, module: "nn.Module") -> "list[Optimizer] | None":
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-

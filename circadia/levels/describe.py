@@ -1,8 +1,9 @@
 """What is known about the memories inside modules: one table, `KINDS`, read from top to bottom.
 
-A kind is recognised by the name of a class (or of one of its bases) and then by its structure, so that neither
-transformers nor any other model library has to be imported, and copies of an architecture are recognised too. To teach
-the view another module, add a row here, or give the module a method `levels_entry()` (see `circadia.levels.view`).
+A kind is recognised by the name of a class (or of one of its bases) and then by its structure, so that
+neither transformers nor any other model library has to be imported, and copies of an architecture are
+recognised too. To teach the view another module, add a row here, or give the module a method `levels_entry()`
+(see `circadia.levels.view`).
 
 Equation numbers are those of the Nested Learning paper, arXiv 2512.24695.
 """
@@ -10,7 +11,7 @@ Equation numbers are those of the Nested Learning paper, arXiv 2512.24695.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ Sizes = dict[str, Any]  # the fields of a Level that are measured on a module
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of memory module. `measure` returns its sizes, or None if the structure does not fit after all."""
+    """One kind of memory module. `measure` returns its sizes, or None if the structure does not fit."""
 
     name: str
     classes: str  # regular expression that must match the whole class name
@@ -86,7 +87,9 @@ def _kv_numbers(module: nn.Module) -> int | None:
     """How many numbers one token adds to the key/value cache of an attention module."""
     latent, rope = number(module, ("kv_lora_rank",)), number(module, ("qk_rope_head_dim",))
     if latent and rope:
-        return latent + rope  # multi-head latent attention caches the compressed pair and the shared rotary key
+        return (
+            latent + rope
+        )  # multi-head latent attention caches the compressed pair and the shared rotary key
     keys, values = _out_features(module, _KEYS), _out_features(module, _VALUES)
     if keys and values:
         return keys + values
@@ -104,7 +107,9 @@ def _window(module: nn.Module) -> int | None:
     config, index = getattr(module, "config", None), number(module, ("layer_idx",))
     types = getattr(config, "layer_types", None)
     if types and index is not None and index < len(types):
-        field = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}.get(types[index])
+        field = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}.get(
+            types[index]
+        )
         return getattr(config, field, None) if field else None
     if getattr(config, "use_sliding_window", True) is False:
         return None
@@ -133,12 +138,17 @@ def _torch_attention(module: nn.Module) -> Sizes | None:
     return {"bytes_per_token": 2 * module.embed_dim * item_size(module)}  # type: ignore[operator]
 
 
-def _state(module: nn.Module, *numbers: int) -> Sizes:
-    return {"state_bytes": sum(numbers) * item_size(module)}
+def _state(module: nn.Module, inputs: int, memory: int = 0) -> Sizes:
+    """Bytes of kept inputs, in the type of the activations, and of a memory, which libraries keep in float32."""
+    size = item_size(module)
+    return {"state_bytes": inputs * size + memory * max(size, 4)}
 
 
 def _mamba(module: nn.Module) -> Sizes | None:
-    state, kernel = number(module, ("ssm_state_size", "d_state")), number(module, ("conv_kernel_size", "d_conv"))
+    state, kernel = (
+        number(module, ("ssm_state_size", "d_state")),
+        number(module, ("conv_kernel_size", "d_conv")),
+    )
     inner = number(module, ("intermediate_size", "d_ssm", "d_inner"))
     if not (state and kernel and inner):
         return None
@@ -146,8 +156,14 @@ def _mamba(module: nn.Module) -> Sizes | None:
 
 
 def _mamba2(module: nn.Module) -> Sizes | None:
-    state, kernel = number(module, ("ssm_state_size", "d_state")), number(module, ("conv_kernel_size", "d_conv"))
-    inner, groups = number(module, ("intermediate_size", "d_ssm", "d_inner")), number(module, ("n_groups", "ngroups"))
+    state, kernel = (
+        number(module, ("ssm_state_size", "d_state")),
+        number(module, ("conv_kernel_size", "d_conv")),
+    )
+    inner, groups = (
+        number(module, ("intermediate_size", "d_ssm", "d_inner")),
+        number(module, ("n_groups", "ngroups")),
+    )
     heads, head_dim = number(module, ("num_heads", "nheads")), number(module, ("head_dim", "headdim"))
     if not (state and kernel and inner and groups and heads and head_dim):
         return None
@@ -164,12 +180,15 @@ def _matrix_memory(module: nn.Module) -> Sizes | None:
     kernel = number(module, ("conv_kernel_size", "conv_size")) or 0
     if getattr(module, "use_short_conv", True) is False:
         kernel = 0
-    key_dim, value_dim = number(module, ("key_dim",)) or heads * keys, number(module, ("value_dim",)) or heads * values
-    return _state(module, heads * keys * values, kernel * (2 * key_dim + value_dim))
+    key_dim, value_dim = (
+        number(module, ("key_dim",)) or heads * keys,
+        number(module, ("value_dim",)) or heads * values,
+    )
+    return _state(module, kernel * (2 * key_dim + value_dim), heads * keys * values)
 
 
 def _rwkv(module: nn.Module) -> Sizes | None:
-    # Numerator, denominator and running maximum of the weighted average, and the last token for the token shift.
+    # Numerator, denominator and running maximum of the weighted average; the last token for the shift.
     width, inner = number(module, ("hidden_size",)), number(module, ("attention_hidden_size",))
     return _state(module, width, 3 * inner) if width and inner else None
 
@@ -187,15 +206,19 @@ def _recurrent(module: nn.Module) -> Sizes | None:
 
 def _short_convolution(module: nn.Module) -> Sizes | None:
     conv = getattr(module, "conv", module)
-    return _state(module, conv.in_channels * math.prod(conv.kernel_size)) if isinstance(conv, nn.Conv1d) else None
+    return (
+        _state(module, conv.in_channels * math.prod(conv.kernel_size))
+        if isinstance(conv, nn.Conv1d)
+        else None
+    )
 
 
 def _running_statistics(module: nn.Module) -> Sizes | None:
-    statistics = [module.running_mean, module.running_var]
-    if not all(isinstance(statistic, torch.Tensor) for statistic in statistics):
+    statistics = [part for part in (module.running_mean, module.running_var) if isinstance(part, torch.Tensor)]
+    if not statistics:
         return None
     return {
-        "state_bytes": sum(s.numel() * s.element_size() for s in statistics),  # type: ignore[operator, union-attr, misc]
+        "state_bytes": sum(part.numel() * part.element_size() for part in statistics),
         "period": 1 if module.training else math.inf,
         "unit": "step",
         "shared": True,
@@ -204,10 +227,22 @@ def _running_statistics(module: nn.Module) -> Sizes | None:
 
 
 _ATTENTION = r".*(Attention|Attn)(Layer)?"
-_CROSS = r".*([Cc]ross|EncDec|encoder_attn|multihead_attn).*"
 _SOFTMAX = "Nadaraya-Watson: min over M of Σ s(k_i, q) ‖v_i - M‖²"
-_ATTENDS = {"period": 0, "rule": "closed form (softmax), nothing is iterated", "objective": f"{_SOFTMAX} (eq. 62)"}
-_ENCODER = {"learns_from": "tokens of the encoder", "enters": "in context: the encoder's tokens write (k, v)"}
+_FULL = Kind(
+    name="attention",
+    classes=_ATTENTION,
+    measure=_full_attention,
+    period=0,
+    objective=f"{_SOFTMAX} (eq. 62)",
+    rule="closed form (softmax), nothing is iterated",
+)
+_ACROSS = replace(
+    _FULL,
+    name="cross-attention",
+    path=r".*([Cc]ross|EncDec|encoder_attn|multihead_attn).*",
+    learns_from="tokens of the encoder",
+    enters="in context: the encoder's tokens write (k, v)",
+)
 
 KINDS: tuple[Kind, ...] = (
     Kind(
@@ -301,17 +336,15 @@ KINDS: tuple[Kind, ...] = (
         enters="at every forward pass in training mode",
         leaves="persistent; normalises in eval mode",
     ),
-    Kind(name="cross-attention", classes="MultiheadAttention", path=_CROSS, measure=_torch_attention, **_ATTENDS, **_ENCODER),
-    Kind(name="attention", classes="MultiheadAttention", measure=_torch_attention, **_ATTENDS),
-    Kind(name="cross-attention", classes=_ATTENTION, path=_CROSS, measure=_full_attention, **_ATTENDS, **_ENCODER),
-    Kind(name="attention", classes=_ATTENTION, measure=_full_attention, **_ATTENDS),
-    Kind(
+    replace(_ACROSS, classes="MultiheadAttention", measure=_torch_attention),
+    replace(_FULL, classes="MultiheadAttention", measure=_torch_attention),
+    _ACROSS,
+    _FULL,
+    replace(
+        _FULL,
         name="sliding-window attention",
-        classes=_ATTENTION,
         measure=_sliding_attention,
-        period=0,
         objective=f"{_SOFTMAX} over the last window (eq. 63)",
-        rule="closed form (softmax), nothing is iterated",
         leaves="read by later tokens; gone once it falls out of the window",
     ),
 )
@@ -333,9 +366,8 @@ def describe(path: str, module: nn.Module) -> Level | None:
 
 
 def unknown_attention(module: nn.Module) -> Level | None:
-    """A level of unknown size for a module that is named like attention but fits no row: better than leaving it out."""
+    """Better than leaving it out: a level of unknown size for what is named attention but fits no row."""
     if not re.fullmatch(_ATTENTION, type(module).__name__) or next(module.parameters(), None) is None:
         return None
     note = f"the size of {type(module).__name__} is not known; give it a levels_entry() method"
-    kind = next(kind for kind in KINDS if kind.name == "attention")
-    return kind.level(name="attention (size unknown)", note=note)
+    return _FULL.level(name="attention (size unknown)", note=note)

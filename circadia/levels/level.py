@@ -4,14 +4,15 @@ import itertools
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 Unit = Literal["token", "step"]
 
 
-class Member(NamedTuple):
-    """A name pattern, such as `model.layers.{0..5}.self_attn`, and how many modules or parameters it stands for."""
+@dataclass(frozen=True)
+class Member:
+    """A pattern, such as `model.layers.{0..5}.self_attn`, and how many modules or parameters it covers."""
 
     pattern: str
     count: int
@@ -22,8 +23,8 @@ class Level:
     """What is written together, and how often (NL, Def. 2 and 3).
 
     The period is the time between two updates; the frequency is its inverse. Period 0 is the paper's infinite
-    frequency: nothing is iterated, the answer is solved anew at every token (softmax attention). An infinite period is
-    frequency zero: nothing in this system ever writes it.
+    frequency: nothing is iterated, the answer is solved anew at every token (softmax attention). An infinite
+    period is frequency zero: nothing in this system ever writes it.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Level:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. A period of `None` means never, because JSON has no infinity."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
-        data["members"] = [member._asdict() for member in self.members]
+        data["members"] = [asdict(member) for member in self.members]
         data["period"] = None if math.isinf(self.period) else self.period
         return data
 
@@ -88,7 +89,9 @@ def count_text(count: int) -> str:
     """1234567 -> '1.23 M'."""
     for factor, suffix in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " k")):
         if count >= factor:
-            return f"{count / factor:.3g}{suffix}" if count < 1000 * factor else f"{count // factor:,}{suffix}"
+            return (
+                f"{count / factor:.3g}{suffix}" if count < 1000 * factor else f"{count // factor:,}{suffix}"
+            )
     return str(count)
 
 

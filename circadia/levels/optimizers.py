@@ -1,8 +1,8 @@
 """Optimizers as memories: their context is the stream of gradients, and what they hold is a level of its own.
 
-`KINDS` is the table of the optimizers whose objective is known; any other optimizer is described by the tensors that
-it keeps. An optimizer with a method `levels_entry()` describes its memories itself, with periods in optimizer steps.
-Equation numbers are those of the Nested Learning paper, arXiv 2512.24695.
+`KINDS` is the table of the optimizers whose objective is known; any other optimizer is described by the
+tensors that it keeps. An optimizer with a method `levels_entry()` describes its memories itself, with periods
+in optimizer steps. Equation numbers are those of the Nested Learning paper, arXiv 2512.24695.
 """
 
 import math
@@ -113,8 +113,8 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
 def kind_of(optimizer: Optimizer) -> OptimizerKind | None:
     """The row of the table for this optimizer.
 
-    Only torch's classes and what derives from them: another library's `Adam` may keep its moments in 8 bits, so it
-    is measured and never predicted.
+    Only torch's classes and what derives from them: another library's `Adam` may keep its moments in 8 bits,
+    so it is measured and never predicted.
     """
     for base in type(optimizer).__mro__:
         if base.__module__.startswith("torch.optim") and base.__name__ in KINDS:
@@ -170,7 +170,9 @@ def memories(optimizer: Optimizer) -> Iterable[tuple[Level, list[Tensor]]]:
 
 def _held(optimizer: Optimizer, parameter: Tensor) -> int | None:
     """Bytes that the optimizer really keeps for a parameter; None before its first step."""
-    state = optimizer.state.get(parameter)  # `.get`, because state is a defaultdict and must not grow by looking
+    state = optimizer.state.get(
+        parameter
+    )  # `.get`, because state is a defaultdict and must not grow by looking
     if not state:
         return None
     tensors = [value for value in state.values() if isinstance(value, Tensor)]

@@ -1,7 +1,8 @@
-"""The levels view as a picture: time runs to the right, a lane per level, a tick wherever the level is written.
+"""The levels view as a picture: time runs to the right, a lane per level, a tick wherever the level is
+written.
 
-The time axis is logarithmic, so that periods from one token to millions share one picture. On it the ticks of a level
-start at its period and grow denser to the right; where they would touch, a band takes over.
+The time axis is logarithmic, so that periods from one token to millions share one picture. On it the ticks of
+a level start at its period and grow denser to the right; where they would touch, a band takes over.
 """
 
 import math
@@ -22,7 +23,7 @@ COLOURS = {"tokens": "#0f766e", "gradients": "#b45309", "other": "#4f46e5", "not
 
 
 def draw(view: "LevelsView") -> str:
-    """The picture as SVG text, with a background of its own so that it reads the same in light and dark viewers."""
+    """The picture as SVG text, with a background of its own for light and dark viewers alike."""
     steps = view.tokens_per_step or _nominal_step(view.levels)
     periods = [_tokens(level, steps) for level in view.levels]
     decades = _decades(periods)
@@ -31,15 +32,23 @@ def draw(view: "LevelsView") -> str:
         f'<rect width="{WIDTH}" height="{height}" rx="10" fill="{PAPER}"/>',
         _text(28, 40, f"{view.model}: when each level is written", 19, weight=600),
         *_legend(view.levels),
-        *_axis(decades, height, view.tokens_per_step is None and any(_in_steps(level) for level in view.levels)),
+        *_axis(
+            decades, height, view.tokens_per_step is None and any(_in_steps(level) for level in view.levels)
+        ),
     ]
     for index, (level, period) in enumerate(zip(view.levels, periods)):
         body += _lane(level, period, TOP + LANE * index, decades, index % 2 == 0, view.tokens_per_step)
     for index, (level, below) in enumerate(zip(view.levels, view.levels[1:])):
-        if level.learns_from == below.learns_from == "gradients" and not level.parameters and below.parameters:
+        if (
+            level.learns_from == below.learns_from == "gradients"
+            and not level.parameters
+            and below.parameters
+        ):
             body.append(_arrow(_x(periods[index], decades), TOP + LANE * index))
-    font = "font-family=\"'Inter','Helvetica Neue',Helvetica,Arial,sans-serif\""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" {font}>'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" font-family="Inter,Helvetica Neue,Helvetica,Arial,sans-serif">'
+    )
     title = f"<title>{escape(view.model)}: {len(view.levels)} levels</title>"
     return "\n".join([head, title, *body, "</svg>", ""])
 
@@ -53,8 +62,10 @@ def _tokens(level: Level, steps: float) -> float:
 
 
 def _nominal_step(levels: tuple[Level, ...]) -> float:
-    """Where to draw an optimizer step of unknown length: a power of ten well behind the slowest period in tokens."""
-    slowest = max([level.period for level in levels if level.unit == "token" and math.isfinite(level.period)] + [1])
+    """Where to draw an optimizer step of unknown length: well behind the slowest period in tokens."""
+    slowest = max(
+        [level.period for level in levels if level.unit == "token" and math.isfinite(level.period)] + [1]
+    )
     return 10.0 ** max(3, math.ceil(math.log10(slowest)) + 1)
 
 
@@ -78,11 +89,17 @@ def tick_times(period: float, decades: int) -> list[float]:
     return times
 
 
-def _lane(level: Level, period: float, top: float, decades: int, striped: bool, tokens_per_step: float | None) -> list[str]:
+def _lane(
+    level: Level, period: float, top: float, decades: int, striped: bool, tokens_per_step: float | None
+) -> list[str]:
     middle, left, right = top + LANE / 2, LABELS, WIDTH - RIGHT
     key = level.learns_from if level.learns_from in COLOURS else "other"
     colour = COLOURS["tokens" if level.learns_from.startswith("tokens") else key]
-    svg = [f'<rect x="12" y="{top}" width="{WIDTH - 24}" height="{LANE}" rx="6" fill="{STRIPE}"/>'] if striped else []
+    svg = (
+        [f'<rect x="12" y="{top}" width="{WIDTH - 24}" height="{LANE}" rx="6" fill="{STRIPE}"/>']
+        if striped
+        else []
+    )
     svg += [
         f'<rect x="20" y="{top + 14}" width="4" height="{LANE - 28}" rx="2" fill="{colour}"/>',
         _text(36, top + 26, _clip(level.name, 38), 14.5, weight=600),
@@ -95,7 +112,10 @@ def _lane(level: Level, period: float, top: float, decades: int, striped: bool, 
         return [*svg, _line(left, right, middle, colour, 'class="never" stroke-dasharray="2 5"')]
     times = tick_times(period, decades)
     after = min(right, _x(times[-1] + period if times else period, decades))
-    svg += [_line(left, after, middle, colour, 'stroke-opacity="0.4"'), _band(after, right, middle, colour, 0.3)]
+    svg += [
+        _line(left, after, middle, colour, 'stroke-opacity="0.4"'),
+        _band(after, right, middle, colour, 0.3),
+    ]
     for time in times:
         x = _x(time, decades)
         svg.append(
@@ -106,7 +126,8 @@ def _lane(level: Level, period: float, top: float, decades: int, striped: bool, 
 
 
 def _line(left: float, right: float, y: float, colour: str, style: str) -> str:
-    return f'<line x1="{left:.1f}" y1="{y}" x2="{right:.1f}" y2="{y}" stroke="{colour}" stroke-width="1.5" {style}/>'
+    ends = f'x1="{left:.1f}" y1="{y}" x2="{right:.1f}" y2="{y}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="1.5" {style}/>'
 
 
 def _band(left: float, right: float, middle: float, colour: str, opacity: float) -> str:
@@ -117,7 +138,7 @@ def _band(left: float, right: float, middle: float, colour: str, opacity: float)
 
 
 def _arrow(x: float, top: float) -> str:
-    """From the first tick of one lane down to that of the next: what an optimizer holds is written into the weights."""
+    """From the first tick of one lane to that of the next: what an optimizer holds enters the weights."""
     start, end, colour = top + LANE / 2 + 19, top + 1.5 * LANE - 21, COLOURS["gradients"]
     return (
         f'<path class="arrow" d="M{x:.1f} {start} V{end} m-4 -6 l4 6 l4 -6" fill="none" stroke="{colour}" '
@@ -126,7 +147,12 @@ def _arrow(x: float, top: float) -> str:
 
 
 def _legend(levels: tuple[Level, ...]) -> list[str]:
-    words = {"tokens": "learns from tokens", "gradients": "from gradients", "other": "from another signal", "nothing": "frozen"}
+    words = {
+        "tokens": "learns from tokens",
+        "gradients": "from gradients",
+        "other": "from another signal",
+        "nothing": "frozen",
+    }
     present = {"tokens" if level.learns_from.startswith("tokens") else level.learns_from for level in levels}
     present = {key if key in COLOURS else "other" for key in present}
     svg, x = [], 28.0
@@ -151,14 +177,18 @@ def _axis(decades: int, height: int, nominal: bool) -> list[str]:
 
 
 def _power(decade: int) -> str:
-    return f"{10 ** (decade % 3)}{['', 'k', 'M', 'G', 'T', 'P'][decade // 3]}" if decade < 18 else f"1e{decade}"
+    return (
+        f"{10 ** (decade % 3)}{['', 'k', 'M', 'G', 'T', 'P'][decade // 3]}" if decade < 18 else f"1e{decade}"
+    )
 
 
 def _clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, size: float, fill: str = INK, weight: int = 400, anchor: str = "start") -> str:
+def _text(
+    x: float, y: float, text: str, size: float, fill: str = INK, weight: int = 400, anchor: str = "start"
+) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
         f'text-anchor="{anchor}">{escape(text)}</text>'

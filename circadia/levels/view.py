@@ -1,4 +1,4 @@
-"""The levels view: any module, with its optimizer, as a nested system (Nested Learning, arXiv 2512.24695, Def. 2-3)."""
+"""The levels view: any module, with its optimizer, as a nested system (arXiv 2512.24695, Def. 2-3)."""
 
 import json
 import math
@@ -53,8 +53,8 @@ class LevelsView:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
         lines.insert(1, "-" * max(len(line) for line in lines))
-        title = f"{self.model}: {count_text(self.parameters)} parameters on {len(self.levels)} levels, fastest first"
-        return "\n".join([title, "", *lines])
+        size = f"{count_text(self.parameters)} parameters on {len(self.levels)} levels"
+        return "\n".join([f"{self.model}: {size}, fastest first", "", *lines])
 
 
 def levels(
@@ -65,37 +65,43 @@ def levels(
 ) -> LevelsView:
     """Show a module, with its optimizer or optimizers, as a nested system of levels.
 
-    Everything that is written while tokens or gradients stream by is a memory on a level: attention (period 0, it is
-    solved anew at every token), recurrent states (1 token), an optimizer's moments and the weights they write
-    (1 optimizer step), frozen weights (never). Nothing is run or allocated, so a model on the meta device is enough.
-    Every parameter is counted once, on the level that writes it.
+    Everything that is written while tokens or gradients stream by is a memory on a level: attention (period
+    0, it is solved anew at every token), recurrent states (1 token), an optimizer's moments and the weights
+    they write (1 optimizer step), frozen weights (never). Nothing is run or allocated, so a model on the meta
+    device is enough. Every parameter is counted once, on the level that writes it.
 
-    `tokens_per_step` is the number of tokens between two optimizer steps (batch x length x accumulation); with it,
-    periods in steps are put on the axis of tokens.
+    `tokens_per_step` is the number of tokens between two optimizer steps (batch x length x accumulation);
+    with it, periods in steps are put on the axis of tokens.
 
     A module that the table in `circadia.levels.describe` does not know describes itself with a method
 
         def levels_entry(self) -> Mapping | Iterable[Mapping]
 
-    Each mapping is one level: `name` and `period` (required; the period may be `math.inf`) and any other field of
-    `circadia.levels.Level` except `members` and `parameters`, which follow from the module. Two more keys name
-    parameters of the module, relative to it:
+    Each mapping is one level: `name` and `period` (required; the period may be `math.inf`) and any other
+    field of `circadia.levels.Level` except `members` and `parameters`, which follow from the module. Two more
+    keys name parameters of the module, relative to it:
 
-    - `owns`: parameters that this level itself writes (slow weights updated every C tokens). They are counted here
-      and not on the optimizer's level.
-    - `starts_from`: parameters that are the meta-learned initial state of this level (eq. 28). They stay on the level
-      of whatever trains them, in a row of their own.
+    - `owns`: parameters that this level itself writes (slow weights updated every C tokens). They are counted
+      here and not on the optimizer's level.
+    - `starts_from`: parameters that are the meta-learned initial state of this level (eq. 28). They stay on
+      the level of whatever trains them, in a row of their own.
 
     An optimizer may have the same method; its periods count optimizer steps unless `unit` says otherwise.
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}; pass the model itself")
+        raise ValueError(
+            f"module must be a torch.nn.Module, got {type(module).__name__}; pass the model itself"
+        )
     if tokens_per_step is not None and not tokens_per_step > 0:
-        raise ValueError(f"tokens_per_step must be above 0, got {tokens_per_step}; leave it out if it is not known")
+        raise ValueError(
+            f"tokens_per_step must be above 0, got {tokens_per_step}; leave it out if it is not known"
+        )
     named = dict(module.named_parameters())  # tied weights appear once
     for name, parameter in named.items():
         if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"parameter {name!r} of module has no shape yet; run the module once on an example first")
+            raise ValueError(
+                f"parameter {name!r} of module has no shape yet; run the module once on an example first"
+            )
 
     found: list[tuple[Level, list[str]]] = []
     owned: set[int] = set()
@@ -137,7 +143,7 @@ def levels(
 
 
 def _walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, Level | None]]:
-    """The memories among the modules. A module that describes itself comes without a level, and so do its children."""
+    """The memories among the modules. A module that describes itself comes without a level."""
     if callable(getattr(module, "levels_entry", None)):
         yield path, module, None
     else:
@@ -162,13 +168,17 @@ def _entries(owner: Any) -> Iterable[Mapping[str, Any]]:
 _FIELDS = {field.name for field in fields(Level)} - {"members", "parameters"}
 
 
-def _read_entry(entry: Any, owner: Any, unit: str = "token") -> tuple[Level, list[nn.Parameter], list[nn.Parameter]]:
+def _read_entry(
+    entry: Any, owner: Any, unit: str = "token"
+) -> tuple[Level, list[nn.Parameter], list[nn.Parameter]]:
     """Check what `levels_entry` returned: the level, the parameters it owns and those it starts from."""
     who = f"{type(owner).__name__}.levels_entry()"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{who} must return a mapping or several, got {type(entry).__name__}")
     if unknown := sorted(set(entry) - _FIELDS - {"owns", "starts_from"}):
-        raise ValueError(f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | {'owns', 'starts_from'})}")
+        raise ValueError(
+            f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | {'owns', 'starts_from'})}"
+        )
     if missing := sorted({"name", "period"} - set(entry)):
         raise ValueError(f"{who} lacks {missing}; every level needs a name and a period")
     for key in ("name", "learns_from", "objective", "rule", "enters", "leaves", "note"):
@@ -200,7 +210,9 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
     return [optimizers.unwrap(one) for one in given]
 
 
-def _groups(chosen: list[Optimizer], named: Mapping[str, nn.Parameter]) -> dict[int, tuple[Optimizer, dict[str, Any]]]:
+def _groups(
+    chosen: list[Optimizer], named: Mapping[str, nn.Parameter]
+) -> dict[int, tuple[Optimizer, dict[str, Any]]]:
     """The optimizer and the param group of every parameter, by id."""
     inside = {id(parameter) for parameter in named.values()}
     groups: dict[int, tuple[Optimizer, dict[str, Any]]] = {}
@@ -209,14 +221,14 @@ def _groups(chosen: list[Optimizer], named: Mapping[str, nn.Parameter]) -> dict[
         strangers = sum(id(parameter) not in inside for parameter, _ in given)
         if strangers:
             raise ValueError(
-                f"optimizer {type(one).__name__} holds {strangers} of {len(given)} parameters that are not in module; "
-                "build it from module.parameters(), or pass the module that contains them all"
+                f"optimizer {type(one).__name__} holds {strangers} of {len(given)} parameters that are not "
+                "in module; build it from module.parameters(), or pass the module that contains them all"
             )
         twice = sum(id(parameter) in groups for parameter, _ in given)
         if twice:
             raise ValueError(
-                f"optimizer {type(one).__name__} holds {twice} parameters that another optimizer in the list holds too; "
-                "give every parameter to one optimizer"
+                f"optimizer {type(one).__name__} holds {twice} parameters that another one in the list holds "
+                "too; give every parameter to one optimizer"
             )
         groups |= {id(parameter): (one, group) for parameter, group in given}
     return groups
@@ -243,7 +255,11 @@ def _weights(
 ) -> Level:
     """The level of one ordinary parameter."""
     what = "initial states" if is_start else "low-rank adapters" if ".lora_" in f".{name}" else "weights"
-    leaves = "start of the in-context memory, every sequence anew (eq. 28)" if is_start else "read in every forward pass"
+    leaves = (
+        "start of the in-context memory, every sequence anew (eq. 28)"
+        if is_start
+        else "read in every forward pass"
+    )
     optimizer, group = place or (None, {})
     held = optimizer is not None and optimizers.learning_rate(group) == 0
     if parameter.requires_grad and optimizer is not None and not held:
@@ -279,8 +295,10 @@ def _weights(
     )
 
 
-def _roll_up(module: nn.Module, wanted: set[int], path: str = "", seen: set[int] | None = None) -> Iterator[str]:
-    """Names that cover exactly the wanted parameters, using the largest modules all of whose parameters are wanted."""
+def _roll_up(
+    module: nn.Module, wanted: set[int], path: str = "", seen: set[int] | None = None
+) -> Iterator[str]:
+    """Names that cover exactly the wanted parameters: the largest modules that hold no other ones."""
     seen = set() if seen is None else seen
     ids = {id(parameter) for parameter in module.parameters()}
     if not ids & wanted - seen:
@@ -318,8 +336,8 @@ def _merge(found: Iterable[tuple[Level, list[str]]]) -> Iterator[Level]:
 def _speed(level: Level, tokens_per_step: float | None) -> tuple[float, ...]:
     """Sort key, fastest first.
 
-    Steps of unknown length come after all periods in tokens. At equal periods the level that the other one needs is
-    the faster (Def. 2): weights are written with the optimizer's memory of this very step.
+    Steps of unknown length come after all periods in tokens. At equal periods the level that the other one
+    needs is the faster (Def. 2): weights are written with the optimizer's memory of this very step.
     """
     unit, period = 0, level.period
     if math.isinf(period):
