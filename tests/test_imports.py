@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # memory <- levels <- {optim, models} <- {train, sleep} <- live <- {evals, serve} <- cli
-RANKS = [{"memory"}, {"levels"}, {"optim", "models"}, {"train", "sleep"}, {"live"}, {"evals", "serve"}, {"cli"}]
+RANKS = [
+    {"memory"},
+    {"levels"},
+    {"optim", "models"},
+    {"train", "sleep"},
+    {"live"},
+    {"evals", "serve"},
+    {"cli"},
+]
 RANK = {package: rank for rank, packages in enumerate(RANKS) for package in packages}
 TORCH_ALONE = {"memory", "levels", "optim"}  # so that a researcher can lift a file out
 FILES = sorted((ROOT / "circadia").glob("*/**/*.py"))
@@ -48,10 +56,14 @@ def test_imports_run_one_way(path):
 
 
 def test_the_check_finds_what_it_should():
-    source = "import numpy\nfrom circadia import cli\nfrom ..memory import x\ndef f():\n    import circadia.live\n"
+    source = (
+        "import numpy\nfrom circadia import cli\nfrom ..memory import x\ndef f():\n    import circadia.live\n"
+    )
     assert list(faults(source, "levels", "circadia.levels")) == ["numpy", "circadia.cli", "circadia.live"]
     assert list(faults("from circadia.models import x", "optim", "circadia.optim")) == ["circadia.models.x"]
-    assert list(faults("import transformers\nfrom circadia.memory import x", "models", "circadia.models")) == []
+    assert (
+        list(faults("import transformers\nfrom circadia.memory import x", "models", "circadia.models")) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,6 +76,7 @@ def test_the_check_finds_what_it_should():
     ids=["import", "help"],
 )
 def test_torch_is_not_imported(code):
-    code += "\nimport sys; heavy = {'torch', 'transformers', 'peft', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    code += "\nimport sys; heavy = {'torch', 'transformers', 'peft', 'matplotlib'} & set(sys.modules)"
+    code += "\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -139,7 +139,7 @@ def _torch_attention(module: nn.Module) -> Sizes | None:
 
 
 def _state(module: nn.Module, inputs: int, memory: int = 0) -> Sizes:
-    """Bytes of kept inputs, in the type of the activations, and of a memory, which libraries keep in float32."""
+    """Bytes of kept inputs, in the activations' type, and of a memory, which libraries keep in float32."""
     size = item_size(module)
     return {"state_bytes": inputs * size + memory * max(size, 4)}
 
@@ -214,7 +214,9 @@ def _short_convolution(module: nn.Module) -> Sizes | None:
 
 
 def _running_statistics(module: nn.Module) -> Sizes | None:
-    statistics = [part for part in (module.running_mean, module.running_var) if isinstance(part, torch.Tensor)]
+    statistics = [
+        part for part in (module.running_mean, module.running_var) if isinstance(part, torch.Tensor)
+    ]
     if not statistics:
         return None
     return {

@@ -1,4 +1,4 @@
-"""The view of Hugging Face and torch modules: kinds, periods and sizes against what the models really keep."""
+"""The view of Hugging Face and torch modules: kinds, periods, and sizes against what models really keep."""
 
 import math
 
@@ -15,7 +15,7 @@ def named(view):
 
 
 def cache_bytes(model, tokens):
-    """Bytes that one sequence of the given length really leaves in the model's cache, keys and states together."""
+    """Bytes that one sequence of the given length really leaves in the model's cache."""
     with torch.no_grad():
         out = model(torch.ones(1, tokens, dtype=torch.long), use_cache=True)
     cache = out.get("past_key_values", out.get("cache_params"))
@@ -134,7 +134,10 @@ def test_recurrent_states(module, name, numbers):
     assert (memory.name, memory.period, memory.state_bytes) == (name, 1, numbers * 4)
     if not isinstance(module, nn.LSTMCell):
         _, state = module(torch.zeros(5, 1, 8))
-        assert sum(part.nbytes for part in (state if isinstance(state, tuple) else [state])) == memory.state_bytes
+        assert (
+            sum(part.nbytes for part in (state if isinstance(state, tuple) else [state]))
+            == memory.state_bytes
+        )
 
 
 def test_mlp_has_one_level_and_batch_norm_two():

@@ -68,7 +68,10 @@ def test_looking_leaves_the_optimizer_as_it_was():
 
 def test_groups_with_different_rates_are_different_levels():
     model = mlp()
-    groups = [{"params": model[0].parameters(), "lr": 1e-3}, {"params": model[2].parameters(), "lr": torch.tensor(0.5)}]
+    groups = [
+        {"params": model[0].parameters(), "lr": 1e-3},
+        {"params": model[2].parameters(), "lr": torch.tensor(0.5)},
+    ]
     view = circadia.levels(model, torch.optim.AdamW(groups))
     assert names(view) == ["AdamW moments", "trained weights", "trained weights"]
     assert [(level.parameters, level.rule[:14]) for level in view.levels[1:]] == [
@@ -149,7 +152,10 @@ def test_a_wrapped_optimizer_is_unwrapped():
     ("make", "message"),
     [
         (lambda model: (model.state_dict(), None), "module must be a torch.nn.Module, got OrderedDict"),
-        (lambda model: (model, "adamw"), "optimizer must be a torch.optim.Optimizer or a list of them, got str"),
+        (
+            lambda model: (model, "adamw"),
+            "optimizer must be a torch.optim.Optimizer or a list of them, got str",
+        ),
         (
             lambda model: (model, torch.optim.SGD([*mlp().parameters(), model[0].weight], lr=0.1)),
             "holds 2 of 3 parameters that are not in module; build it from",

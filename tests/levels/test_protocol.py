@@ -15,7 +15,7 @@ from circadia.levels.picture import draw, tick_times
 
 
 class Titans(nn.Module):
-    """A memory whose state starts from a meta-learned parameter, and slow weights written every 512 tokens."""
+    """A memory that starts from a meta-learned parameter, and slow weights written every 512 tokens."""
 
     def __init__(self):
         super().__init__()
@@ -39,13 +39,17 @@ class Titans(nn.Module):
 
 
 def model():
-    return nn.ModuleDict({"blocks": nn.ModuleList(nn.Sequential(Titans(), nn.Linear(4, 4)) for _ in range(2))})
+    return nn.ModuleDict(
+        {"blocks": nn.ModuleList(nn.Sequential(Titans(), nn.Linear(4, 4)) for _ in range(2))}
+    )
 
 
 def test_entries_become_levels_and_parameters_count_once():
     net = model()
     view = circadia.levels(net, torch.optim.SGD(net.parameters(), lr=0.1), tokens_per_step=256)
-    rows = [(level.name, level.period, level.unit, level.parameters, level.state_bytes) for level in view.levels]
+    rows = [
+        (level.name, level.period, level.unit, level.parameters, level.state_bytes) for level in view.levels
+    ]
     assert rows == [
         ("titans memory", 16, "token", 0, 2 * 64),
         ("trained initial states", 1, "step", 2 * 16, 0),
@@ -78,7 +82,7 @@ def test_children_of_a_module_that_describes_itself_are_seen():
         def levels_entry(self):
             return {"name": "outer", "period": math.inf}
 
-    assert [level.name for level in circadia.levels(Outer()).levels][0] == "GRU state"
+    assert circadia.levels(Outer()).levels[0].name == "GRU state"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_ticks_stand_at_the_period():
 def test_picture_is_valid_escaped_and_ticks_where_it_should():
     rows = (
         Level(name="attention", period=0, learns_from="tokens"),
-        Level(name="<fast> & \"small\"", period=16, learns_from="tokens"),
+        Level(name='<fast> & "small"', period=16, learns_from="tokens"),
         Level(name="moments", period=1, unit="step", learns_from="gradients"),
         Level(name="weights", period=1, unit="step", learns_from="gradients", parameters=1),
         Level(name="frozen", period=math.inf, learns_from="nothing", parameters=1),
@@ -155,14 +159,14 @@ def test_picture_is_valid_escaped_and_ticks_where_it_should():
     root = ElementTree.fromstring(draw(LevelsView("A<B>", rows, 2, tokens_per_step=1000)))
     space = "{http://www.w3.org/2000/svg}"
     texts = [element.text for element in root.iter(f"{space}text")]
-    assert "<fast> & \"small\"" in texts and "A<B>: when each level is written" in texts
+    assert '<fast> & "small"' in texts and "A<B>: when each level is written" in texts
     by_class = [element.get("class") for element in root.iter()]
     decades = 5  # one and a bit behind the slowest period of 1,000 tokens
     assert by_class.count("tick") == len(tick_times(16, decades)) + 2 * len(tick_times(1000, decades))
     assert by_class.count("never") == 1
     assert by_class.count("arrow") == 1  # from the moments to the weights
     assert by_class.count("band") == 4
-    first = [element for element in root.iter(f"{space}line") if element.get("class") == "tick"][0]
+    first = next(element for element in root.iter(f"{space}line") if element.get("class") == "tick")
     labels = {element.text: float(element.get("x")) for element in root.iter(f"{space}text")}
     assert labels["10"] < float(first.get("x1")) < labels["100"]
 
