@@ -86,7 +86,7 @@ def _out_features(module: nn.Module, names: tuple[str, ...]) -> int | None:
 def _kv_numbers(module: nn.Module) -> int | None:
     """How many numbers one token adds to the key/value cache of an attention module."""
     latent, rope = number(module, ("kv_lora_rank",)), number(module, ("qk_rope_head_dim",))
-    if latent and rope:
+    if latent is not None and rope is not None:
         return (
             latent + rope
         )  # multi-head latent attention caches the compressed pair and the shared rotary key
@@ -188,9 +188,21 @@ def _matrix_memory(module: nn.Module) -> Sizes | None:
 
 
 def _rwkv(module: nn.Module) -> Sizes | None:
-    # Numerator, denominator and running maximum of the weighted average; the last token for the shift.
-    width, inner = number(module, ("hidden_size",)), number(module, ("attention_hidden_size",))
-    return _state(module, width, 3 * inner) if width and inner else None
+    # The last input of both token shifts; numerator, denominator and running maximum of the weighted average.
+    width, inner = number(module, ("hidden_size",), config=True), number(module, ("attention_hidden_size",))
+    return _state(module, 2 * width, 3 * inner) if width and inner else None
+
+
+def _linear_recurrence(module: nn.Module) -> Sizes | None:
+    width, kernel = number(module, ("lru_width",)), number(module, ("conv1d_width",))
+    return _state(module, width * (kernel - 1), width) if width and kernel else None
+
+
+def _mlstm(module: nn.Module) -> Sizes | None:
+    keys, values = number(module, ("qk_dim",)), number(module, ("v_dim",))
+    heads = number(module, _HEADS, config=True)
+    # A matrix, a normaliser and a running maximum per head.
+    return _state(module, keys * values // heads + keys + heads) if keys and values and heads else None
 
 
 def _recurrent(module: nn.Module) -> Sizes | None:
@@ -263,7 +275,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         name="gated delta memory",
-        classes=r".*(Gated|Kimi)Delta.*",
+        classes=r".*(Gated|Kimi).*Delta.*",
         measure=_matrix_memory,
         objective="L2 regression ‖M k - v‖² after a decay of M (eq. 65)",
         rule="gated delta rule: M = α M (I - β k kᵀ) + β v kᵀ",
@@ -284,7 +296,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         name="linear attention",
-        classes=r".*LinearAttention",
+        classes=r"(Based|Causal|Chunk)?LinearAttention",
         measure=_matrix_memory,
         objective="dot product -⟨M k, v⟩ (eq. 14-18)",
         rule="Hebbian: M = M + v kᵀ",
@@ -295,6 +307,21 @@ KINDS: tuple[Kind, ...] = (
         measure=_rwkv,
         objective="average of the values with exponentially decaying weights",
         rule="numerator and denominator decay, then add exp(k) v and exp(k)",
+    ),
+    Kind(
+        name="gated linear recurrence",
+        classes=r"RecurrentGemma.*",
+        measure=_linear_recurrence,
+        objective="element-wise dot product -⟨h, i ⊙ x⟩ with a decay of h (as eq. 64)",
+        rule="gated Hebbian, element-wise: h = a ⊙ h + √(1 - a²) ⊙ i ⊙ x",
+        enters="in context: every token writes through the input gate",
+    ),
+    Kind(
+        name="mLSTM memory",
+        classes=r"(x|m)LSTMLayer",
+        measure=_mlstm,
+        objective="dot product -⟨M k, v⟩ with a decay of M (eq. 64)",
+        rule="gated Hebbian: M = f M + i v kᵀ, read through a normaliser",
     ),
     Kind(
         name="LSTM state",

@@ -12,6 +12,8 @@ _LLAMA = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
 }
+_LATENT = {**_LLAMA, "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+_EXPERTS = {"num_experts_per_tok": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 3}
 CONFIGS = {
     "gpt2": ("GPT2Config", {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "llama": ("LlamaConfig", _LLAMA),
@@ -53,6 +55,37 @@ CONFIGS = {
             "num_experts_per_tok": 1,
             "moe_intermediate_size": 16,
             "shared_expert_intermediate_size": 16,
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        {**_LATENT, **_EXPERTS, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    ),
+    "kimi-linear": (
+        "KimiLinearConfig",
+        {
+            **_LATENT,
+            **_EXPERTS,
+            "v_head_dim": 8,
+            "linear_num_heads": 2,
+            "linear_head_dim": 8,
+            "num_local_experts": 2,
+            "pad_token_id": 0,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        {**_LLAMA, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            **_LLAMA,
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
         },
     ),
 }

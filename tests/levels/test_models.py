@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import circadia
 from tests.levels.conftest import CONFIGS
@@ -52,6 +53,10 @@ def test_state_sizes_are_those_of_the_real_cache(make_model, name, dtype):
         ("mamba", {"Mamba memory": 1}),
         ("mamba2", {"Mamba2 memory": 1}),
         ("qwen3-next", {"attention": 0, "gated delta memory": 1}),
+        ("deepseek-v3", {"attention": 0}),
+        ("kimi-linear", {"attention": 0, "gated delta memory": 1}),
+        ("lfm2", {"attention": 0, "short convolution": 1}),
+        ("jamba", {"attention": 0, "Mamba memory": 1}),
     ],
 )
 def test_kinds_and_periods(make_model, name, expected):
@@ -147,6 +152,47 @@ def test_mlp_has_one_level_and_batch_norm_two():
     statistics = circadia.levels(norm).levels[0]
     assert (statistics.name, statistics.state_bytes, statistics.unit) == ("batch statistics", 64, "step")
     assert named(circadia.levels(norm.eval()))["batch statistics"].period == math.inf
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers announces changes in these old models
+@pytest.mark.parametrize(
+    ("model_type", "settings", "expected"),
+    [
+        # Each keeps its state outside of the usual cache, so the numbers are counted by hand from the code.
+        (
+            "rwkv",
+            {"num_hidden_layers": 2, "hidden_size": 32, "attention_hidden_size": 16, "vocab_size": 8},
+            {"RWKV memory": 2 * (2 * 32 + 3 * 16) * 4},
+        ),
+        (
+            "recurrent_gemma",
+            {
+                "num_hidden_layers": 2,
+                "hidden_size": 32,
+                "lru_width": 32,
+                "num_attention_heads": 4,
+                "vocab_size": 8,
+            },
+            {"gated linear recurrence": 2 * (32 * 3 + 32) * 4},
+        ),
+        (
+            "minimax",
+            {
+                "num_hidden_layers": 2,
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "head_dim": 8,
+                "vocab_size": 8,
+            },
+            {"attention": 0, "gated linear attention": 4 * 8 * 8 * 4},
+        ),
+    ],
+)
+def test_memories_outside_of_the_cache(model_type, settings, expected):
+    config = AutoConfig.for_model(model_type, pad_token_id=0, **settings)
+    with torch.device("meta"):
+        view = circadia.levels(AutoModelForCausalLM.from_config(config))
+    assert {level.name: level.state_bytes for level in view.levels[:-1]} == expected
 
 
 def test_fused_projections_and_unknown_attention():
