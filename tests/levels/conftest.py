@@ -83,6 +83,7 @@ CONFIGS = {
         {
             **_LLAMA,
             "num_experts": 2,
+            "num_key_value_heads": 2,
             "attn_layer_period": 2,
             "attn_layer_offset": 1,
             "use_mamba_kernels": False,
