@@ -28,22 +28,18 @@ def draw(view: "LevelsView") -> str:
     periods = [_tokens(level, steps) for level in view.levels]
     decades = _decades(periods)
     height = TOP + LANE * len(view.levels) + BOTTOM
+    sketched = view.tokens_per_step is None and any(_in_steps(level) for level in view.levels)
     body = [
         f'<rect width="{WIDTH}" height="{height}" rx="10" fill="{PAPER}"/>',
         _text(28, 40, f"{view.model}: when each level is written", 19, weight=600),
         *_legend(view.levels),
-        *_axis(
-            decades, height, view.tokens_per_step is None and any(_in_steps(level) for level in view.levels)
-        ),
+        *_axis(decades, height, sketched),
     ]
     for index, (level, period) in enumerate(zip(view.levels, periods)):
         body += _lane(level, period, TOP + LANE * index, decades, index % 2 == 0, view.tokens_per_step)
     for index, (level, below) in enumerate(zip(view.levels, view.levels[1:])):
-        if (
-            level.learns_from == below.learns_from == "gradients"
-            and not level.parameters
-            and below.parameters
-        ):
+        both = level.learns_from == below.learns_from == "gradients"
+        if both and not level.parameters and below.parameters:
             body.append(_arrow(_x(periods[index], decades), TOP + LANE * index))
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
@@ -70,13 +66,13 @@ def _nominal_step(levels: tuple[Level, ...]) -> float:
 
 
 def _decades(periods: list[float]) -> int:
-    """Powers of ten on the axis: a good one behind the longest period, and three at least."""
+    """Powers of ten on the axis: one more than the longest period needs, and three at least."""
     longest = max([period for period in periods if math.isfinite(period)] + [1])
     return max(3, math.ceil(math.log10(longest) + 1.2))
 
 
 def _x(tokens: float, decades: int) -> float:
-    return LABELS + (WIDTH - LABELS - RIGHT) * math.log10(tokens) / decades
+    return LABELS + (WIDTH - LABELS - RIGHT) * math.log10(max(tokens, 1)) / decades
 
 
 def tick_times(period: float, decades: int) -> list[float]:

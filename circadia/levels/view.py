@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from circadia.levels import describe, optimizers
 from circadia.levels.level import Level, count_text, summarise
 
+Found = tuple[Level, list[str]]  # a level, and the names of the modules or parameters that it covers
+
 
 @dataclass(frozen=True)
 class LevelsView:
@@ -103,43 +105,49 @@ def levels(
                 f"parameter {name!r} of module has no shape yet; run the module once on an example first"
             )
 
-    found: list[tuple[Level, list[str]]] = []
+    chosen = _as_list(optimizer)
+    places = _places(chosen, named)
+    found, owned, starts = _module_memories(module)
+    rows: dict[tuple[int | None, Level], set[int]] = {}
+    for name, parameter in named.items():
+        if id(parameter) not in owned:
+            index, group = places.get(id(parameter), (None, {}))
+            optimizer_here = None if index is None else chosen[index]
+            row = _weights(name, parameter, id(parameter) in starts, optimizer_here, group, bool(chosen))
+            rows.setdefault((index, row), set()).add(id(parameter))
+    # An optimizer's memory comes right before the weights that it writes. Weights in no optimizer come last.
+    for index in [*range(len(chosen)), None]:
+        for level, parameters in [] if index is None else _optimizer_memories(chosen[index]):
+            found.append((level, list(_roll_up(module, {id(parameter) for parameter in parameters}))))
+        for (place, level), ids in rows.items():
+            if place == index:
+                count = sum(parameter.numel() for parameter in named.values() if id(parameter) in ids)
+                found.append((replace(level, parameters=count), list(_roll_up(module, ids))))
+
+    merged = sorted(_merge(found), key=lambda level: _speed(level, tokens_per_step))
+    total = sum(parameter.numel() for parameter in named.values())
+    assert sum(level.parameters for level in merged) == total
+    return LevelsView(type(module).__name__, tuple(merged), total, tokens_per_step)
+
+
+def _module_memories(module: nn.Module) -> tuple[list[Found], set[int], set[int]]:
+    """The memories inside the module, and ids of the parameters that they own and that they start from."""
+    found: list[Found] = []
     owned: set[int] = set()
     starts: set[int] = set()
     for path, part, level in _walk("", module):
+        here = [path or type(part).__name__]
         if level is not None:
-            found.append((level, [path or type(part).__name__]))
+            found.append((level, here))
             continue
         for entry in _entries(part):
             level, owns, starts_from = _read_entry(entry, part)
-            if owns:
-                fresh = {id(p): p for p in owns if id(p) not in owned}
-                owned |= fresh.keys()
-                level = replace(level, parameters=sum(p.numel() for p in fresh.values()))
-                found.append((level, list(_roll_up(module, set(fresh)))))
-            else:
-                found.append((level, [path or type(part).__name__]))
-            starts |= {id(p) for p in starts_from}
-
-    chosen = _as_list(optimizer)
-    groups = _groups(chosen, named)
-    for one in chosen:
-        for level, parameters in _optimizer_memories(one):
-            found.append((level, list(_roll_up(module, {id(p) for p in parameters}))))
-
-    rows: dict[Level, set[int]] = {}
-    for name, parameter in named.items():
-        if id(parameter) not in owned:
-            row = _weights(name, parameter, id(parameter) in starts, groups.get(id(parameter)), bool(chosen))
-            rows.setdefault(row, set()).add(id(parameter))
-    for level, ids in rows.items():
-        count = sum(p.numel() for p in named.values() if id(p) in ids)
-        found.append((replace(level, parameters=count), list(_roll_up(module, ids))))
-
-    merged = sorted(_merge(found), key=lambda level: _speed(level, tokens_per_step))
-    total = sum(p.numel() for p in named.values())
-    assert sum(level.parameters for level in merged) == total
-    return LevelsView(type(module).__name__, tuple(merged), total, tokens_per_step)
+            fresh = {id(parameter): parameter.numel() for parameter in owns if id(parameter) not in owned}
+            owned |= fresh.keys()
+            starts |= {id(parameter) for parameter in starts_from}
+            members = list(_roll_up(module, set(fresh))) if fresh else here
+            found.append((replace(level, parameters=sum(fresh.values())), members))
+    return found, owned, starts
 
 
 def _walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, Level | None]]:
@@ -184,6 +192,9 @@ def _read_entry(
     for key in ("name", "learns_from", "objective", "rule", "enters", "leaves", "note"):
         if not isinstance(entry.get(key, ""), str):
             raise ValueError(f"{who}: {key} must be text, got {entry[key]!r}")
+    for key in ("state_bytes", "bytes_per_token"):
+        if not isinstance(entry.get(key, 0), int):
+            raise ValueError(f"{who}: {key} must be a whole number of bytes, got {entry[key]!r}")
     period = entry["period"]
     if not isinstance(period, (int, float)) or not period >= 0:
         raise ValueError(f"{who}: period must be a number >= 0 (math.inf for never), got {period!r}")
@@ -210,13 +221,13 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
     return [optimizers.unwrap(one) for one in given]
 
 
-def _groups(
+def _places(
     chosen: list[Optimizer], named: Mapping[str, nn.Parameter]
-) -> dict[int, tuple[Optimizer, dict[str, Any]]]:
-    """The optimizer and the param group of every parameter, by id."""
+) -> dict[int, tuple[int, dict[str, Any]]]:
+    """For every parameter, by id: which optimizer holds it, and in which group."""
     inside = {id(parameter) for parameter in named.values()}
-    groups: dict[int, tuple[Optimizer, dict[str, Any]]] = {}
-    for one in chosen:
+    places: dict[int, tuple[int, dict[str, Any]]] = {}
+    for index, one in enumerate(chosen):
         given = [(parameter, group) for group in one.param_groups for parameter in group["params"]]
         strangers = sum(id(parameter) not in inside for parameter, _ in given)
         if strangers:
@@ -224,14 +235,14 @@ def _groups(
                 f"optimizer {type(one).__name__} holds {strangers} of {len(given)} parameters that are not "
                 "in module; build it from module.parameters(), or pass the module that contains them all"
             )
-        twice = sum(id(parameter) in groups for parameter, _ in given)
+        twice = sum(id(parameter) in places for parameter, _ in given)
         if twice:
             raise ValueError(
                 f"optimizer {type(one).__name__} holds {twice} parameters that another one in the list holds "
                 "too; give every parameter to one optimizer"
             )
-        groups |= {id(parameter): (one, group) for parameter, group in given}
-    return groups
+        places |= {id(parameter): (index, group) for parameter, group in given}
+    return places
 
 
 def _optimizer_memories(optimizer: Optimizer) -> Iterator[tuple[Level, list[Tensor]]]:
@@ -250,7 +261,8 @@ def _weights(
     name: str,
     parameter: nn.Parameter,
     is_start: bool,
-    place: tuple[Optimizer, dict[str, Any]] | None,
+    optimizer: Optimizer | None,
+    group: dict[str, Any],
     any_optimizer: bool,
 ) -> Level:
     """The level of one ordinary parameter."""
@@ -260,11 +272,10 @@ def _weights(
         if is_start
         else "read in every forward pass"
     )
-    optimizer, group = place or (None, {})
     held = optimizer is not None and optimizers.learning_rate(group) == 0
     if parameter.requires_grad and optimizer is not None and not held:
         return Level(
-            name=f"trained {what}",
+            name=f"{what} trained by {type(optimizer).__name__}",
             period=1,
             unit="step",
             learns_from="gradients",
@@ -333,15 +344,14 @@ def _merge(found: Iterable[tuple[Level, list[str]]]) -> Iterator[Level]:
         )
 
 
-def _speed(level: Level, tokens_per_step: float | None) -> tuple[float, ...]:
-    """Sort key, fastest first.
+def _speed(level: Level, tokens_per_step: float | None) -> tuple[int, float]:
+    """Sort key, fastest first. Steps of unknown length come after all periods in tokens.
 
-    Steps of unknown length come after all periods in tokens. At equal periods the level that the other one
-    needs is the faster (Def. 2): weights are written with the optimizer's memory of this very step.
+    The sort keeps the order of equal periods, where the level that another one needs is the faster (Def. 2):
+    weights are written with what the optimizer holds after this very step.
     """
-    unit, period = 0, level.period
-    if math.isinf(period):
-        unit = 2
-    elif level.unit == "step":
-        unit, period = (0, period * tokens_per_step) if tokens_per_step else (1, period)
-    return unit, period, level.parameters > 0
+    if math.isinf(level.period):
+        return 2, 0
+    if level.unit == "token":
+        return 0, level.period
+    return (0, level.period * tokens_per_step) if tokens_per_step else (1, level.period)

@@ -105,8 +105,13 @@ def test_lora_trains_the_adapters_and_freezes_the_base(make_model):
     model = peft.get_peft_model(make_model("llama-gqa"), config)
     trainable = [p for p in model.parameters() if p.requires_grad]
     levels = named(circadia.levels(model, torch.optim.AdamW(trainable)))
-    assert list(levels) == ["attention", "AdamW moments", "trained low-rank adapters", "frozen weights"]
-    assert levels["trained low-rank adapters"].parameters == 3 * (4 * 32 + 32 * 4 + 4 * 32 + 16 * 4)
+    assert list(levels) == [
+        "attention",
+        "AdamW moments",
+        "low-rank adapters trained by AdamW",
+        "frozen weights",
+    ]
+    assert levels["low-rank adapters trained by AdamW"].parameters == 3 * (4 * 32 + 32 * 4 + 4 * 32 + 16 * 4)
     assert levels["frozen weights"].parameters == sum(p.numel() for p in make_model("llama-gqa").parameters())
     assert levels["frozen weights"].frequency == 0
     assert levels["attention"].bytes_per_token == 3 * 2 * 16 * 4  # k_proj is wrapped and still recognised

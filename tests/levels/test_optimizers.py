@@ -56,7 +56,9 @@ def test_predicted_size_is_the_real_one(make):
 
 def test_sgd_without_momentum_is_one_level():
     model = mlp()
-    assert names(circadia.levels(model, torch.optim.SGD(model.parameters(), lr=0.1))) == ["trained weights"]
+    assert names(circadia.levels(model, torch.optim.SGD(model.parameters(), lr=0.1))) == [
+        "weights trained by SGD"
+    ]
 
 
 def test_looking_leaves_the_optimizer_as_it_was():
@@ -73,7 +75,7 @@ def test_groups_with_different_rates_are_different_levels():
         {"params": model[2].parameters(), "lr": torch.tensor(0.5)},
     ]
     view = circadia.levels(model, torch.optim.AdamW(groups))
-    assert names(view) == ["AdamW moments", "trained weights", "trained weights"]
+    assert names(view) == ["AdamW moments", *2 * ["weights trained by AdamW"]]
     assert [(level.parameters, level.rule[:14]) for level in view.levels[1:]] == [
         (32, "AdamW (lr 0.00"),
         (16, "AdamW (lr 0.5,"),
@@ -86,10 +88,16 @@ def test_two_optimizers_in_a_list():
     model = mlp()
     pair = [torch.optim.Muon([model[0].weight]), torch.optim.AdamW([model[2].weight])]
     view = circadia.levels(model, pair, tokens_per_step=100)
-    assert names(view) == ["Muon momentum", "AdamW moments", "trained weights", "trained weights"]
+    assert names(view) == [
+        "Muon momentum",
+        "weights trained by Muon",
+        "AdamW moments",
+        "weights trained by AdamW",
+    ]
+    assert [level.parameters for level in view.levels] == [0, 32, 0, 16]
     assert view.levels[0].state_bytes == 32 * 4
     assert "14 gradients" in view.levels[0].note  # 1 - 0.95^14 is the first above one half
-    assert "7 and 693 gradients" in view.levels[1].note
+    assert "7 and 693 gradients" in view.levels[2].note
 
 
 def test_frozen_outside_and_zero_rate():
@@ -98,7 +106,7 @@ def test_frozen_outside_and_zero_rate():
     groups = [{"params": model[1].parameters()}, {"params": model[2].parameters(), "lr": 0.0}]
     levels = {level.name: level for level in circadia.levels(model, torch.optim.SGD(groups, lr=0.1)).levels}
     assert {name: (level.period, level.members[0].pattern) for name, level in levels.items()} == {
-        "trained weights": (1, "1"),
+        "weights trained by SGD": (1, "1"),
         "frozen weights": (math.inf, "0"),
         "weights held at lr 0": (math.inf, "2"),
         "weights outside the optimizer": (math.inf, "3"),
@@ -133,7 +141,7 @@ def test_an_optimizer_describes_itself():
     view = circadia.levels(model, Slow(model.parameters(), lr=0.1), tokens_per_step=10)
     assert [(level.name, level.period, level.unit) for level in view.levels] == [
         ("fast", 1, "step"),
-        ("trained weights", 1, "step"),
+        ("weights trained by Slow", 1, "step"),
         ("slow", 100, "step"),
     ]
     assert view.levels[2].period_text(10) == "100 optimizer steps (1,000 tokens)"

@@ -52,8 +52,8 @@ def test_entries_become_levels_and_parameters_count_once():
     ]
     assert rows == [
         ("titans memory", 16, "token", 0, 2 * 64),
-        ("trained initial states", 1, "step", 2 * 16, 0),
-        ("trained weights", 1, "step", 2 * (16 + 16 + 4), 0),
+        ("initial states trained by SGD", 1, "step", 2 * 16, 0),
+        ("weights trained by SGD", 1, "step", 2 * (16 + 16 + 4), 0),
         ("CMS level", 512, "token", 2 * 16, 0),  # slower than a step of 256 tokens
     ]
     assert view.parameters == sum(p.numel() for p in net.parameters()) == sum(row[3] for row in rows)
@@ -94,6 +94,10 @@ def test_children_of_a_module_that_describes_itself_are_seen():
         ({"name": "x", "period": 1, "speed": 2}, "unknown keys ['speed']"),
         ({"name": "x", "period": 1, "unit": "hour"}, "unit must be 'token' or 'step', got 'hour'"),
         ({"name": "x", "period": 1, "owns": ["w"]}, "owns names ['w'], which are not parameters"),
+        (
+            {"name": "x", "period": 1, "state_bytes": "4"},
+            "state_bytes must be a whole number of bytes, got '4'",
+        ),
         ({"name": "x", "period": 1, "rule": ["a"]}, "rule must be text, got ['a']"),
         (["name"], "must return a mapping or several, got str"),
     ],
