@@ -9,10 +9,14 @@ def rules() -> None:
 
     import circadia
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("rule", "family", "equation", "what it does"):
-        table.add_column(column)
+    table = Table.grid(padding=(0, 3, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    family = None
     for name, rule in circadia.memory.RULES.items():
-        # Text, because equations contain brackets that rich would read as markup.
-        table.add_row(Text(name, style="bold"), Text(rule.family), Text(rule.equation), Text(rule.summary))
+        # Text objects, because equations contain brackets that rich would read as markup.
+        if rule.family != family:
+            family = rule.family
+            table.add_row(Text(family, "bold"), "")
+        table.add_row(Text(f"  {name}", "cyan"), Text.assemble(rule.equation, "\n", (rule.summary, "dim")))
     Console().print(table)

@@ -38,9 +38,7 @@ def _plain(source: str) -> "nn.Module":
             # One question to the Hub first: downloads retry for half a minute when there is no network.
             HfApi().model_info(source, timeout=10)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # offline, unknown id, gated, broken JSON, unknown model type: each has its own class
+    except Exception as error:  # offline, unknown, gated, broken JSON, unknown type: each has its own class
         fix = "check config.json there" if local else "check the name and the network"
         raise ValueError(f"{source}: its config cannot be read; {fix} ({_first_line(error)})") from error
     with torch.device("meta"):

@@ -87,9 +87,8 @@ def _kv_numbers(module: nn.Module) -> int | None:
     """How many numbers one token adds to the key/value cache of an attention module."""
     latent, rope = number(module, ("kv_lora_rank",)), number(module, ("qk_rope_head_dim",))
     if latent is not None and rope is not None:
-        return (
-            latent + rope
-        )  # multi-head latent attention caches the compressed pair and the shared rotary key
+        # Multi-head latent attention caches the compressed pair and the rotary key that all heads share.
+        return latent + rope
     keys, values = _out_features(module, _KEYS), _out_features(module, _VALUES)
     if keys and values:
         return keys + values
@@ -107,9 +106,8 @@ def _window(module: nn.Module) -> int | None:
     config, index = getattr(module, "config", None), number(module, ("layer_idx",))
     types = getattr(config, "layer_types", None)
     if types and index is not None and index < len(types):
-        field = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}.get(
-            types[index]
-        )
+        fields = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        field = fields.get(types[index])
         return getattr(config, field, None) if field else None
     if getattr(config, "use_sliding_window", True) is False:
         return None

@@ -45,7 +45,7 @@ _ADAM = OptimizerKind(
 )
 
 KINDS: dict[str, OptimizerKind] = {
-    "Adam": _ADAM,  # AdamW derives from it, and so do most variants of other libraries
+    "Adam": _ADAM,
     "AdamW": _ADAM,
     "SGD": OptimizerKind(
         memory="momentum",
