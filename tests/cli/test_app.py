@@ -1,5 +1,7 @@
 """The frame of the command line: help, version, exit codes, and the list of rules."""
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -39,7 +41,6 @@ def test_rules_are_listed():
 
 
 def test_rules_print_brackets_as_they_are(monkeypatch):
-    from types import SimpleNamespace
 
     rule = SimpleNamespace(
         name="delta", family="linear", summary="erases first", equation="M [I - b k k'] + b v k'"

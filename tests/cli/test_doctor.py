@@ -3,8 +3,10 @@
 import json
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import circadia
@@ -106,3 +108,15 @@ def test_memory_is_plausible():
         pytest.skip("this system does not tell its memory")
     assert total > 1 << 28
     assert available is None or 0 < available <= total
+
+
+@pytest.mark.parametrize(("major", "bf16"), [(9, "native"), (7, "emulated, prefer float16")])
+def test_cuda_devices_are_listed(monkeypatch, major, bf16):
+    properties = SimpleNamespace(name="Card", total_memory=80 << 30, major=major)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    cpu, card = health.devices()["devices"]
+    assert cpu["name"] == "cpu"
+    assert card == {"name": "cuda:0", "model": "Card", "memory": 80 << 30, "bf16": bf16}
+    assert "no CUDA device" not in (health.fla({"devices": [cpu, card]})["problem"] or "")
+    assert "cuda:0" in run().stdout and "80.0 GiB" in run().stdout
