@@ -1,0 +1,60 @@
+"""The `circadia` command: what it offers, and how it fails.
+
+Nothing here may import torch: `circadia --help` has to answer at once. Every command imports what it needs
+inside its function.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from circadia import __version__
+from circadia.cli.doctor import doctor
+from circadia.cli.levels import levels
+from circadia.cli.rules import rules
+
+
+class _Commands(TyperGroup):
+    """A user's mistake, which the package reports as ValueError, is one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            print(f"circadia: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="circadia",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    # Any other exception is our bug; its plain traceback is what a report needs.
+    pretty_exceptions_enable=False,
+    help="Models that keep learning: nested memories, written at different frequencies, awake and asleep.",
+    epilog="Start with `circadia doctor`, then `circadia levels gpt2` to see a model as nested memories.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"circadia {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """See `help` above; the callback only carries the options that stand before a command."""
+
+
+LOOK = "Look"
+app.command(rich_help_panel=LOOK)(doctor)
+app.command(rich_help_panel=LOOK)(levels)
+app.command(rich_help_panel=LOOK)(rules)
