@@ -56,14 +56,10 @@ def test_imports_run_one_way(path):
 
 
 def test_the_check_finds_what_it_should():
-    source = (
-        "import numpy\nfrom circadia import cli\nfrom ..memory import x\ndef f():\n    import circadia.live\n"
-    )
+    source = "import numpy\nfrom circadia import cli\nfrom ..memory import x\ndef f():\n    import circadia.live\n"
     assert list(faults(source, "levels", "circadia.levels")) == ["numpy", "circadia.cli", "circadia.live"]
     assert list(faults("from circadia.models import x", "optim", "circadia.optim")) == ["circadia.models.x"]
-    assert (
-        list(faults("import transformers\nfrom circadia.memory import x", "models", "circadia.models")) == []
-    )
+    assert list(faults("import transformers\nfrom circadia.memory import x", "models", "circadia.models")) == []
 
 
 @pytest.mark.parametrize(

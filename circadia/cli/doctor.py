@@ -91,9 +91,7 @@ def _head(table: "Table", title: str) -> None:
     table.add_row("", Text(title, "bold"), "")
 
 
-def _row(
-    table: "Table", ok: bool, name: str, text: str, fix: str | None = None, optional: bool = False
-) -> None:
+def _row(table: "Table", ok: bool, name: str, text: str, fix: str | None = None, optional: bool = False) -> None:
     from rich.text import Text
 
     mark = Text("✓", "green") if ok else Text("-", "yellow") if optional else Text("✗", "red")

@@ -56,9 +56,7 @@ def packages() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         package["fix"] = None if package["ok"] else "pip install --upgrade circadia"
     extras = []
     for extra in distribution.metadata.get_all("Provides-Extra") or []:
-        needed = [
-            _package(r) for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})
-        ]
+        needed = [_package(r) for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
         needed = [package for package in needed if package["name"] not in {one["name"] for one in core}]
         problems = [f"{package['name']} {package['problem']}" for package in needed if not package["ok"]]
         fix = f"pip install 'circadia[{extra}]'" if problems else None
@@ -98,9 +96,7 @@ def devices() -> dict[str, Any]:
     native = dict(getattr(torch.cpu, "get_capabilities", dict)())  # not in the oldest torch that we accept
     fast = native.get("avx512_bf16") or native.get("amx_bf16")
     bf16 = "native" if fast else "emulated, slower than float32" if native else "works, speed not known"
-    found["devices"] = [
-        {"name": "cpu", "model": native.get("cpu_name") or platform.processor(), "bf16": bf16}
-    ]
+    found["devices"] = [{"name": "cpu", "model": native.get("cpu_name") or platform.processor(), "bf16": bf16}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         found["devices"].append(
@@ -109,15 +105,11 @@ def devices() -> dict[str, Any]:
                 "model": properties.name,
                 "memory": properties.total_memory,
                 # bf16 arithmetic came with compute capability 8; before it torch only emulates.
-                "bf16": "native"
-                if properties.major >= 8 or torch.version.hip
-                else "emulated, prefer float16",
+                "bf16": "native" if properties.major >= 8 or torch.version.hip else "emulated, prefer float16",
             }
         )
     if torch.backends.mps.is_available():
-        found["devices"].append(
-            {"name": "mps", "model": platform.machine(), "bf16": "works on macOS 14 or newer"}
-        )
+        found["devices"].append({"name": "mps", "model": platform.machine(), "bf16": "works on macOS 14 or newer"})
     return found
 
 

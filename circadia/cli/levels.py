@@ -34,9 +34,7 @@ def levels(
     tokens_per_step: Annotated[
         float | None, typer.Option(metavar="N", help="Tokens between two optimizer steps: batch x length.")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE.svg", help="Write the picture to this file.")
-    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Write the picture to this file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show which parts of a model are written how often, from every token to never.
@@ -47,9 +45,7 @@ def levels(
     from circadia.levels import levels as view_levels
 
     if picture is not None and not picture.parent.is_dir():
-        raise ValueError(
-            f"--picture: the folder {picture.parent} does not exist; make it first or choose another"
-        )
+        raise ValueError(f"--picture: the folder {picture.parent} does not exist; make it first or choose another")
     module = skeleton.build(model)
     view = view_levels(module, skeleton.optimizers(optimizer.value, module), tokens_per_step=tokens_per_step)
     if picture is not None:
@@ -79,9 +75,7 @@ def _print(view: "LevelsView") -> None:
     for level in view.levels:
         period = level.period_text(view.tokens_per_step)
         # Text objects, because brackets in names and equations are no markup.
-        summary.add_row(
-            Text(level.name, "bold"), Text(period), Text(level.learns_from), Text(level.size_text())
-        )
+        summary.add_row(Text(level.name, "bold"), Text(period), Text(level.learns_from), Text(level.size_text()))
         names = [member.pattern for member in level.members]
         where = ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
         details.add_row("", "")

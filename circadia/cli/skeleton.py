@@ -15,9 +15,7 @@ def build(source: str) -> "nn.Module":
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{source}: the folder has neither config.json nor adapter_config.json; pass a model's folder"
-        )
+        raise ValueError(f"{source}: the folder has neither config.json nor adapter_config.json; pass a model's folder")
     if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ValueError(f"{source}: no such folder")
     if folder.is_file():
@@ -61,9 +59,7 @@ def _adapted(folder: Path) -> "nn.Module":
         raise ValueError(f"{folder}: adapter_config.json cannot be read ({_first_line(error)})") from error
     base = config.base_model_name_or_path
     if not base:
-        raise ValueError(
-            f"{folder}: adapter_config.json names no base_model_name_or_path; add the base model there"
-        )
+        raise ValueError(f"{folder}: adapter_config.json names no base_model_name_or_path; add the base model there")
     try:
         model = build(base)
     except ValueError as error:

@@ -216,17 +216,11 @@ def _recurrent(module: nn.Module) -> Sizes | None:
 
 def _short_convolution(module: nn.Module) -> Sizes | None:
     conv = getattr(module, "conv", module)
-    return (
-        _state(module, conv.in_channels * math.prod(conv.kernel_size))
-        if isinstance(conv, nn.Conv1d)
-        else None
-    )
+    return _state(module, conv.in_channels * math.prod(conv.kernel_size)) if isinstance(conv, nn.Conv1d) else None
 
 
 def _running_statistics(module: nn.Module) -> Sizes | None:
-    statistics = [
-        part for part in (module.running_mean, module.running_var) if isinstance(part, torch.Tensor)
-    ]
+    statistics = [part for part in (module.running_mean, module.running_var) if isinstance(part, torch.Tensor)]
     if not statistics:
         return None
     return {

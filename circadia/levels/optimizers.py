@@ -170,9 +170,7 @@ def memories(optimizer: Optimizer) -> Iterable[tuple[Level, list[Tensor]]]:
 
 def _held(optimizer: Optimizer, parameter: Tensor) -> int | None:
     """Bytes that the optimizer really keeps for a parameter; None before its first step."""
-    state = optimizer.state.get(
-        parameter
-    )  # `.get`, because state is a defaultdict and must not grow by looking
+    state = optimizer.state.get(parameter)  # `.get`, because state is a defaultdict and must not grow by looking
     if not state:
         return None
     tensors = [value for value in state.values() if isinstance(value, Tensor)]

@@ -59,9 +59,7 @@ def _tokens(level: Level, steps: float) -> float:
 
 def _nominal_step(levels: tuple[Level, ...]) -> float:
     """Where to draw an optimizer step of unknown length: well behind the slowest period in tokens."""
-    slowest = max(
-        [level.period for level in levels if level.unit == "token" and math.isfinite(level.period)] + [1]
-    )
+    slowest = max([level.period for level in levels if level.unit == "token" and math.isfinite(level.period)] + [1])
     return 10.0 ** max(3, math.ceil(math.log10(slowest)) + 1)
 
 
@@ -91,11 +89,7 @@ def _lane(
     middle, left, right = top + LANE / 2, LABELS, WIDTH - RIGHT
     key = level.learns_from if level.learns_from in COLOURS else "other"
     colour = COLOURS["tokens" if level.learns_from.startswith("tokens") else key]
-    svg = (
-        [f'<rect x="12" y="{top}" width="{WIDTH - 24}" height="{LANE}" rx="6" fill="{STRIPE}"/>']
-        if striped
-        else []
-    )
+    svg = [f'<rect x="12" y="{top}" width="{WIDTH - 24}" height="{LANE}" rx="6" fill="{STRIPE}"/>'] if striped else []
     svg += [
         f'<rect x="20" y="{top + 14}" width="4" height="{LANE - 28}" rx="2" fill="{colour}"/>',
         _text(36, top + 26, _clip(level.name, 38), 14.5, weight=600),
@@ -173,18 +167,14 @@ def _axis(decades: int, height: int, nominal: bool) -> list[str]:
 
 
 def _power(decade: int) -> str:
-    return (
-        f"{10 ** (decade % 3)}{['', 'k', 'M', 'G', 'T', 'P'][decade // 3]}" if decade < 18 else f"1e{decade}"
-    )
+    return f"{10 ** (decade % 3)}{['', 'k', 'M', 'G', 'T', 'P'][decade // 3]}" if decade < 18 else f"1e{decade}"
 
 
 def _clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(
-    x: float, y: float, text: str, size: float, fill: str = INK, weight: int = 400, anchor: str = "start"
-) -> str:
+def _text(x: float, y: float, text: str, size: float, fill: str = INK, weight: int = 400, anchor: str = "start") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
         f'text-anchor="{anchor}">{escape(text)}</text>'

@@ -91,19 +91,13 @@ def levels(
     An optimizer may have the same method; its periods count optimizer steps unless `unit` says otherwise.
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"module must be a torch.nn.Module, got {type(module).__name__}; pass the model itself"
-        )
+        raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}; pass the model itself")
     if tokens_per_step is not None and not tokens_per_step > 0:
-        raise ValueError(
-            f"tokens_per_step must be above 0, got {tokens_per_step}; leave it out if it is not known"
-        )
+        raise ValueError(f"tokens_per_step must be above 0, got {tokens_per_step}; leave it out if it is not known")
     named = dict(module.named_parameters())  # tied weights appear once
     for name, parameter in named.items():
         if isinstance(parameter, UninitializedParameter):
-            raise ValueError(
-                f"parameter {name!r} of module has no shape yet; run the module once on an example first"
-            )
+            raise ValueError(f"parameter {name!r} of module has no shape yet; run the module once on an example first")
 
     chosen = _as_list(optimizer)
     places = _places(chosen, named)
@@ -176,17 +170,13 @@ def _entries(owner: Any) -> Iterable[Mapping[str, Any]]:
 _FIELDS = {field.name for field in fields(Level)} - {"members", "parameters"}
 
 
-def _read_entry(
-    entry: Any, owner: Any, unit: str = "token"
-) -> tuple[Level, list[nn.Parameter], list[nn.Parameter]]:
+def _read_entry(entry: Any, owner: Any, unit: str = "token") -> tuple[Level, list[nn.Parameter], list[nn.Parameter]]:
     """Check what `levels_entry` returned: the level, the parameters it owns and those it starts from."""
     who = f"{type(owner).__name__}.levels_entry()"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{who} must return a mapping or several, got {type(entry).__name__}")
     if unknown := sorted(set(entry) - _FIELDS - {"owns", "starts_from"}):
-        raise ValueError(
-            f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | {'owns', 'starts_from'})}"
-        )
+        raise ValueError(f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | {'owns', 'starts_from'})}")
     if missing := sorted({"name", "period"} - set(entry)):
         raise ValueError(f"{who} lacks {missing}; every level needs a name and a period")
     for key in ("name", "learns_from", "objective", "rule", "enters", "leaves", "note"):
@@ -221,9 +211,7 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
     return [optimizers.unwrap(one) for one in given]
 
 
-def _places(
-    chosen: list[Optimizer], named: Mapping[str, nn.Parameter]
-) -> dict[int, tuple[int, dict[str, Any]]]:
+def _places(chosen: list[Optimizer], named: Mapping[str, nn.Parameter]) -> dict[int, tuple[int, dict[str, Any]]]:
     """For every parameter, by id: which optimizer holds it, and in which group."""
     inside = {id(parameter) for parameter in named.values()}
     places: dict[int, tuple[int, dict[str, Any]]] = {}
@@ -268,9 +256,7 @@ def _weights(
     """The level of one ordinary parameter."""
     what = "initial states" if is_start else "low-rank adapters" if ".lora_" in f".{name}" else "weights"
     leaves = (
-        "start of the in-context memory, every sequence anew (eq. 28)"
-        if is_start
-        else "read in every forward pass"
+        "start of the in-context memory, every sequence anew (eq. 28)" if is_start else "read in every forward pass"
     )
     held = optimizer is not None and optimizers.learning_rate(group) == 0
     if parameter.requires_grad and optimizer is not None and not held:
@@ -306,9 +292,7 @@ def _weights(
     )
 
 
-def _roll_up(
-    module: nn.Module, wanted: set[int], path: str = "", seen: set[int] | None = None
-) -> Iterator[str]:
+def _roll_up(module: nn.Module, wanted: set[int], path: str = "", seen: set[int] | None = None) -> Iterator[str]:
     """Names that cover exactly the wanted parameters: the largest modules that hold no other ones."""
     seen = set() if seen is None else seen
     ids = {id(parameter) for parameter in module.parameters()}

@@ -42,9 +42,7 @@ def test_rules_are_listed():
 
 def test_rules_print_brackets_as_they_are(monkeypatch):
 
-    rule = SimpleNamespace(
-        name="delta", family="linear", summary="erases first", equation="M [I - b k k'] + b v k'"
-    )
+    rule = SimpleNamespace(name="delta", family="linear", summary="erases first", equation="M [I - b k k'] + b v k'")
     monkeypatch.setitem(circadia.__dict__, "memory", SimpleNamespace(RULES={"delta": rule}))
     result = run("rules")
     assert result.exit_code == 0, result.output

@@ -47,10 +47,7 @@ def test_requirements_come_from_the_installed_metadata(tmp_path, monkeypatch):
     good, bad = found["extras"]
     assert (good["name"], good["ok"], good["fix"]) == ("good", True, None)
     assert (bad["ok"], bad["fix"]) == (False, "pip install 'circadia[bad]'")
-    assert (
-        bad["problem"]
-        == f"no-such-package is not installed, pytest is {metadata.version('pytest')}, needs >=1000"
-    )
+    assert bad["problem"] == f"no-such-package is not installed, pytest is {metadata.version('pytest')}, needs >=1000"
     assert (found["circadia"], found["usable"]) == (circadia.__version__, True)
 
 

@@ -55,9 +55,7 @@ def test_table_and_picture(llama, tmp_path, name):
 def test_encoder_decoder_and_encoder(tmp_path):
     from transformers import T5Config, ViTConfig
 
-    T5Config(num_layers=2, d_model=32, d_kv=8, num_heads=4, d_ff=16, vocab_size=8).save_pretrained(
-        tmp_path / "t5"
-    )
+    T5Config(num_layers=2, d_model=32, d_kv=8, num_heads=4, d_ff=16, vocab_size=8).save_pretrained(tmp_path / "t5")
     ViTConfig(num_hidden_layers=2).save_pretrained(tmp_path / "vit")
     view = json.loads(run("levels", tmp_path / "t5", "--json").stdout)
     assert [level["name"] for level in view["levels"]] == [
@@ -114,9 +112,7 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
     result = run("levels", *arguments(tmp_path))
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert (
-        message in result.stderr and result.stderr.startswith("circadia: ") and result.stderr.count("\n") == 1
-    )
+    assert message in result.stderr and result.stderr.startswith("circadia: ") and result.stderr.count("\n") == 1
 
 
 def test_an_unknown_id_without_network_is_one_line(monkeypatch):

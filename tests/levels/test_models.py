@@ -144,10 +144,7 @@ def test_recurrent_states(module, name, numbers):
     assert (memory.name, memory.period, memory.state_bytes) == (name, 1, numbers * 4)
     if not isinstance(module, nn.LSTMCell):
         _, state = module(torch.zeros(5, 1, 8))
-        assert (
-            sum(part.nbytes for part in (state if isinstance(state, tuple) else [state]))
-            == memory.state_bytes
-        )
+        assert sum(part.nbytes for part in (state if isinstance(state, tuple) else [state])) == memory.state_bytes
 
 
 def test_mlp_has_one_level_and_batch_norm_two():

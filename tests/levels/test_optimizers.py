@@ -56,9 +56,7 @@ def test_predicted_size_is_the_real_one(make):
 
 def test_sgd_without_momentum_is_one_level():
     model = mlp()
-    assert names(circadia.levels(model, torch.optim.SGD(model.parameters(), lr=0.1))) == [
-        "weights trained by SGD"
-    ]
+    assert names(circadia.levels(model, torch.optim.SGD(model.parameters(), lr=0.1))) == ["weights trained by SGD"]
 
 
 def test_looking_leaves_the_optimizer_as_it_was():

@@ -39,17 +39,13 @@ class Titans(nn.Module):
 
 
 def model():
-    return nn.ModuleDict(
-        {"blocks": nn.ModuleList(nn.Sequential(Titans(), nn.Linear(4, 4)) for _ in range(2))}
-    )
+    return nn.ModuleDict({"blocks": nn.ModuleList(nn.Sequential(Titans(), nn.Linear(4, 4)) for _ in range(2))})
 
 
 def test_entries_become_levels_and_parameters_count_once():
     net = model()
     view = circadia.levels(net, torch.optim.SGD(net.parameters(), lr=0.1), tokens_per_step=256)
-    rows = [
-        (level.name, level.period, level.unit, level.parameters, level.state_bytes) for level in view.levels
-    ]
+    rows = [(level.name, level.period, level.unit, level.parameters, level.state_bytes) for level in view.levels]
     assert rows == [
         ("titans memory", 16, "token", 0, 2 * 64),
         ("initial states trained by SGD", 1, "step", 2 * 16, 0),
