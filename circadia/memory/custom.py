@@ -72,6 +72,10 @@ class Custom(Rule):
         one = self.start(d_k, d_k if d_v is None else d_v)
         return {n: x.to(device, dtype).expand(batch, heads, *x.shape) for n, x in one.items()}
 
+    @property
+    def goal(self) -> str:
+        return "a user's own function"
+
     def check_call(self, how: How) -> None:
         if how.checkpoint:
             raise ValueError(
@@ -139,12 +143,13 @@ def custom(name: str, *, memory: Memory, objective: Objective, start: Start, sum
         ) from error
     if not isinstance(one, dict) or not one or not all(isinstance(x, Tensor) for x in one.values()):
         raise ValueError(f"start of {name} returned {type(one).__name__}: it must return a non-empty dict of tensors")
-    answer = memory(one, torch.zeros(8))
+    x = torch.zeros(8, dtype=next(iter(one.values())).dtype)
+    answer = memory(one, x)
     if answer.shape != (8,):
         raise ValueError(
             f"memory of {name} answers {tuple(answer.shape)} to an input of width 8: it must give one vector [d_v]"
         )
-    loss = objective(answer, torch.zeros(8))
+    loss = objective(answer, x)
     if loss.shape != ():
         raise ValueError(f"objective of {name} returns {tuple(loss.shape)}: it must return one number; add .sum()")
     return Custom(

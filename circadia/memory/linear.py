@@ -52,6 +52,10 @@ class Matrix(Rule):
         """An empty memory."""
         return {"w": torch.zeros(batch, heads, d_k if d_v is None else d_v, d_k, dtype=dtype, device=device)}
 
+    @property
+    def goal(self) -> str:
+        return "dot product, -<M k, v> (eq. 14)"
+
     def write(self, k: Tensor, v: Tensor, gates: Gates) -> Write:
         raise NotImplementedError
 
@@ -222,6 +226,10 @@ class Delta(Online):
     gated: bool = False
 
     @property
+    def goal(self) -> str:
+        return "L2 regression, 1/2 |M k - v|^2 (eq. 65)"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return ("alpha", "eta") if self.gated else ("eta",)
 
@@ -246,6 +254,10 @@ class Delta(Online):
 @dataclass(frozen=True, kw_only=True)
 class Oja(Online):
     """The delta rule on M^T, with keys and values exchanged."""
+
+    @property
+    def goal(self) -> str:
+        return "-<M k, v> + 1/2 |M^T v|^2 (eq. 66, 67)"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -319,6 +331,12 @@ class DGD(Matrix):
     @property
     def anchored(self) -> bool:
         return self.objective == "l2" and self.gradient == "chunk"
+
+    @property
+    def goal(self) -> str:
+        return (
+            "L2 regression, 1/2 |M k - v|^2 (eq. 93)" if self.objective == "l2" else "dot product, -<M k, v> (eq. 92)"
+        )
 
     @property
     def max_norm(self) -> float | None:

@@ -20,7 +20,18 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from circadia.memory import check, reference
 from circadia.memory.layout import Flags, Tiles, grid, spans
-from circadia.memory.state import MOMENTUM, POS, START, State, choose, complete, limit, select, weights_only
+from circadia.memory.state import (
+    MOMENTUM,
+    POS,
+    START,
+    State,
+    choose,
+    complete,
+    limit,
+    select,
+    state_bytes,
+    weights_only,
+)
 
 Read = Literal["running", "previous", "chunk"]
 Order = Literal["second", "first"]
@@ -341,6 +352,34 @@ class Rule:
 
     def check_call(self, how: How) -> None:
         """Refuse settings that this rule does not have."""
+
+    @property
+    def goal(self) -> str:
+        """The inner objective, in words for the levels view."""
+        raise NotImplementedError
+
+    def levels_entry(self, state: State, *, chunk: int = 64) -> list[dict[str, Any]]:
+        """What ``circadia.levels`` shows of a module that runs this rule: one level for each period.
+
+        A module's own ``levels_entry`` returns this; ``state`` is a start with a batch axis.
+        """
+        names: dict[int, list[str]] = {}
+        for name, period in self.chunks(chunk).items():
+            names.setdefault(period if self.anchored else 1, []).append(name)
+        return [
+            {
+                "name": self.name if len(names) == 1 else f"{self.name}, {part}",
+                "period": period,
+                "learns_from": "tokens",
+                "objective": self.goal,
+                "rule": self.equation,
+                "enters": "in context, by writing (key, value) pairs",
+                "leaves": "by reads in context; the start of the next document forgets it",
+                "state_bytes": state_bytes({n: state[n] for n in group}),
+            }
+            for period, group in names.items()
+            for part in [" and ".join(dict.fromkeys(n.split(".")[0] for n in group))]
+        ]
 
 
 def _common(pos: Tensor, how: How) -> int | None:

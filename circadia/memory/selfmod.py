@@ -84,6 +84,10 @@ class SelfModifying(Rule):
     def max_norm(self) -> float | None:
         return self.bound
 
+    @property
+    def goal(self) -> str:
+        return "L2 regression, 1/2 |M(k) - v|^2" if self.objective == "l2" else "dot product, -<M(k), v>"
+
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
 

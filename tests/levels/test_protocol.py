@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import circadia
 from circadia.levels import Level, LevelsView, Member
 from circadia.levels.level import bytes_text, count_text, summarise
 from circadia.levels.picture import draw, tick_times
+from circadia.memory import RULES, state_bytes
 
 
 class Titans(nn.Module):
@@ -175,3 +177,26 @@ def test_picture_says_when_the_step_is_only_a_sketch():
     net = nn.Linear(2, 2)
     assert "only a sketch" in circadia.levels(net, torch.optim.Adam(net.parameters())).svg()
     assert "only a sketch" not in circadia.levels(net).svg()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_memory_rule_describes_its_levels(name: str) -> None:
+    """A module that runs a rule of ours shows that rule's periods, and the bytes of its state."""
+    rule = RULES[name]
+
+    class Layer(nn.Module):
+        def levels_entry(self):
+            return rule.levels_entry(rule.init(1, 2, 8), chunk=16)
+
+    (level,) = circadia.levels(Layer()).levels
+    assert (level.name, level.period) == (name, 16 if rule.anchored else 1)
+    assert level.state_bytes == state_bytes(rule.init(3, 2, 8, dtype=torch.float32)) - (128 if name == "ttt" else 0)
+
+
+def test_two_chunk_sizes_are_two_levels() -> None:
+    rule = replace(RULES["self_modifying"], projection_chunk=64)
+    entries = rule.levels_entry(rule.init(1, 1, 8), chunk=16)
+    assert {entry["name"]: entry["period"] for entry in entries} == {
+        "self_modifying, k and v and eta and alpha": 64,
+        "self_modifying, memory": 16,
+    }

@@ -1,0 +1,27 @@
+"""Every example runs as its first lines say, and does what it claims."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_memory_layer_learns_to_recall(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("memory_layer").main(200) > 0.8
+    shown = capsys.readouterr().out
+    assert "dgd" in shown and "initial states trained by AdamW" in shown
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 60
