@@ -15,6 +15,7 @@ one row down (g_{t-1}/g_s, s < t). Every exponent is <= 0 and masked before ``ex
 retentions; the system is solved by substitution (Neumann doubling loses all digits on correlated keys).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,16 +68,24 @@ class Tile:
         return Tile(shift(self.g, 1.0), shift(self.d, 0.0), s, p, self.gb, self.db)
 
 
+@dataclass(frozen=True)
 class Solver:
     """(I + e (D1 o X X^T))^-1, formed once for all matrices that share keys, rates and decay."""
 
-    def __init__(self, x: Tensor, rate: Tensor, before: Tile) -> None:
-        """Keys [B, H, C, n] and erase rates [B, H, C, 1]."""
-        self.x, self.rate, self.before = x, rate, before
-        self.gram = x @ x.mT
-        system = rate * before.d * self.gram
+    x: Tensor  # [B, H, C, n] keys
+    rate: Tensor  # [B, H, C, 1] e
+    before: Tile
+    gram: Tensor
+    inverse: Tensor
+
+    @staticmethod
+    def make(x: Tensor, rates: list[Tensor], before: Tile) -> "list[Solver]":
+        """One solver for each rate, from one triangular solve."""
+        gram = x @ x.mT
+        system = torch.stack([rate * before.d * gram for rate in rates])
         eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device).expand_as(system)
-        self.inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
+        inverses = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
+        return [Solver(x, rate, before, gram, inverse) for rate, inverse in zip(rates, inverses)]
 
     def __call__(self, w: Tensor, momentum: Tensor | None, f: Tensor, wx: Tensor | None = None) -> Tensor:
         """What is taken out at each token, r [B, H, C, m]; without momentum r + f, the whole write.
@@ -167,3 +176,8 @@ def unit(x: Tensor) -> Tensor:
 def log_retention(alpha: Tensor) -> Tensor:
     """Log of a retention in [0, 1]."""
     return alpha.clamp_min(SMALLEST).log()
+
+
+def log_sigmoid(logit: Tensor) -> Tensor:
+    """Log of a retention given by its logit: near 1 it keeps the digits that ``log(sigmoid(x))`` loses."""
+    return F.logsigmoid(logit).clamp_min(math.log(SMALLEST))

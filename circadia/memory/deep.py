@@ -237,7 +237,7 @@ class Deep(Rule):
             if self.erase == "layer" and l > 0:
                 rate = eta / (1.0 + eta * x.square().sum(-1, keepdim=True))
             if self.erase == "layer" or (self.erase == "key" and l == 0):
-                solver = Solver(x, rate, before)
+                (solver,) = Solver.make(x, [rate], before)
             step = rate * self.last_scale(how.chunk) if l == len(names) - 1 else rate
             f = step * shorten(self.scale * error, self.clip)
             free = inner.first if l == 0 and state[name] is point[0] else None  # the state is its own chunk start

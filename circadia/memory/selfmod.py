@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import Solver, Tile, Written, log_retention, shorten, unit, write
+from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, shorten, unit, write
 from circadia.memory.deep import inner_gradient, plain, read
 from circadia.memory.layout import Flags
 from circadia.memory.rule import Gates, How, Rule, Shapes
@@ -160,20 +160,18 @@ class SelfModifying(Rule):
         start = {name: state[START + name] for name in self.weights(1, 1)}
         key, value = unit(_answer("k", k, start)), _answer("v", v, start)  # eq. 83, 84
         eta = self.top_rate * torch.sigmoid(_answer("eta", gates["x"], start).squeeze(-1) + gates.get("eta", 0.0))
-        alpha = torch.sigmoid(_answer("alpha", gates["x"], start).squeeze(-1) + gates.get("alpha", self.alpha_bias))
+        log_a = log_sigmoid(_answer("alpha", gates["x"], start).squeeze(-1) + gates.get("alpha", self.alpha_bias))
         query = unit(_answer("q", q, start) if self.adaptive_q else q)
-        log_a, log_b = log_retention(alpha), None
-        if self.inertia:
-            log_b = log_retention(torch.sigmoid(gates["beta"]))
+        log_b = log_sigmoid(gates["beta"]) if self.inertia else None
         if live is not None:
             eta, log_a = eta * live[:, None], log_a * live[:, None]
             log_b = None if log_b is None else log_b * live[:, None]
         tile = Tile.make(log_a, log_b, live)
         before = tile.before
         rate = eta[..., None]
-        solver = Solver(key, rate, before)
-        slow_rate = self.projection_rate * rate
-        slow = Solver(key, slow_rate, before) if len(self.static) < len(self.memories) - 1 else None
+        # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
+        rates = [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate]
+        solvers = Solver.make(key, rates, before)
 
         state = dict(state)
         y, loss = None, None
@@ -181,9 +179,7 @@ class SelfModifying(Rule):
             main = name == "memory"
             if name in self.static:
                 continue
-            chosen = solver if main else slow
-            assert chosen is not None
-            written, each = self._write(name, key, value, rate if main else slow_rate, state, start, tile, chosen, how)
+            written, each = self._write(name, value, solvers[0 if main else -1], state, start, tile, how)
             if main:
                 loss = each
                 pair = [written["w0"], written["w1"]]
@@ -201,16 +197,15 @@ class SelfModifying(Rule):
     def _write(
         self,
         name: str,
-        key: Tensor,
         value: Tensor,
-        rate: Tensor,
+        solver: Solver,
         state: State,
         start: State,
         tile: Tile,
-        solver: Solver,
         how: How,
     ) -> tuple[dict[str, Written], Tensor]:
         """Eq. 87 and 88 for one memory: its own target, its gradient at the chunk start, its writes."""
+        key, rate = solver.x, solver.rate
         own = {part: start[f"{name}.{part}"] for part in ("w0", "w1", "skip") if f"{name}.{part}" in start}
         point = {part: w.detach() for part, w in own.items()} if how.order == "first" else own
         ws = [point["w0"], point["w1"]]
