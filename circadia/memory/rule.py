@@ -296,7 +296,8 @@ class Rule:
         if tokens == 0:
             return [], None
         pos = state[POS] if how.anchored else torch.zeros(batch, dtype=torch.int64, device=q.device)
-        if mask is None and reset is None:
+        nothing_padded = mask is None or (not torch.compiler.is_compiling() and bool(mask.all()))
+        if nothing_padded and reset is None:
             common = _common(pos, how)
             if common is not None:
                 return spans(tokens, common, tile), pos + tokens if how.anchored else None
