@@ -56,6 +56,7 @@ class HopeConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Errors name the field, the value and the fix."""
+        assert self.num_key_value_heads is not None
         for name in (
             "vocab_size",
             "hidden_size",

@@ -29,7 +29,7 @@ class Context:
             return Context()
         assert mask is not None or reset is not None
         real = torch.ones_like(reset) if mask is None else mask  # type: ignore[arg-type]
-        order = (~real).long().argsort(1, stable=True)
+        order = (~real).long().argsort(dim=1, stable=True)
         count = real.sum(1)
         place = torch.arange(real.shape[1], device=real.device).expand_as(order)
         started = place if reset is None else reset.gather(1, order) & (place < count[:, None])

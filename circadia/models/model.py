@@ -114,9 +114,7 @@ class HopeModel(HopePreTrainedModel):
             if attention_mask.ndim != 2:
                 raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}: give [batch, tokens]")
             if attention_mask.shape[1] < x.shape[1]:
-                raise ValueError(
-                    f"attention_mask covers {attention_mask.shape[1]} tokens, the input has {x.shape[1]}: they must agree"
-                )
+                raise ValueError(f"attention_mask covers {attention_mask.shape[1]} tokens, the input has {x.shape[1]}")
             mask = attention_mask[:, -x.shape[1] :].bool()
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache = past_key_values
@@ -164,10 +162,9 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         """Logits, and the next-token loss if labels are given."""
         reset = kwargs.pop("reset", None)
         out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        if isinstance(logits_to_keep, Tensor):
-            keep = logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, keep])
+        keep = logits_to_keep
+        kept = out.last_hidden_state[:, keep] if isinstance(keep, Tensor) else out.last_hidden_state[:, -keep:]
+        logits = self.lm_head(kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

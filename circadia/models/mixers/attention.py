@@ -21,6 +21,7 @@ class Attention(nn.Module):
         self.kv = nn.Linear(config.hidden_size, 2 * self.kv_heads * self.width, bias=False)
         self.out = nn.Linear(self.heads * self.width, config.hidden_size, bias=False)
         self.theta = config.rope_theta
+        self.inverse: Tensor
         self.register_buffer("inverse", self.frequencies(), persistent=False)
 
     def frequencies(self) -> Tensor:
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         if self.window is None:
             return new
         if "at" in new:  # padding to the front, so that it falls out first
-            order = (new["at"][..., 1] >= 0).long().argsort(1, stable=True)
+            order = (new["at"][..., 1] >= 0).long().argsort(dim=1, stable=True)
             new = {name: take(x, order) for name, x in new.items()}
         return {name: x[:, -(self.window - 1) :] if self.window > 1 else x[:, :0] for name, x in new.items()}
 

@@ -54,10 +54,9 @@ class MemoryMixer(nn.Module):
             init.copy_(self.start[name.replace(".", "/")], x[0])
         init.ones_(self.norm)
         if self.offset is not None:
-            low, high = self.row.alpha_bias
-            spread = torch.linspace(low, high, self.heads) if self.heads > 1 else torch.tensor([high])
-            zero = torch.zeros(self.heads)
-            init.copy_(self.offset, torch.stack([spread if n == "alpha" else zero for n in self.gate_names]))
+            ends = {"alpha": self.row.alpha_bias, "eta": self.row.eta_bias, "beta": (0.0, 0.0)}
+            spread = [torch.linspace(*ends[n], self.heads) for n in self.gate_names]
+            init.copy_(self.offset, torch.stack(spread))
 
     def forward(self, x: Tensor, state: State, ctx: Context) -> tuple[Tensor, State]:
         b, t, _ = x.shape

@@ -18,6 +18,9 @@ class MixerRow:
     top_rate: float = 2.0  # eta = top_rate sigmoid(.)
     # Retention sigmoid(. + bias), the bias spread over the heads from short to long.
     alpha_bias: tuple[float, float] = (3.0, 8.0)
+    # The same for the rate. A delta rule that writes at rate 1 with every token has erased a random direction within a
+    # few times its width: half of the heads start slow, or nothing would be left of 2,000 tokens ago.
+    eta_bias: tuple[float, float] = (0.0, 0.0)
     start_gain: float | None = None  # of a deep memory's last matrix
 
 
@@ -33,8 +36,8 @@ MIXERS: dict[str, MixerRow] = {
         _memory("linear", "linear attention"),
         _memory("retnet", "RetNet: a fixed decay per head"),
         _memory("mamba2", "Mamba-2: scalar data-dependent decay", top_rate=1.0),
-        _memory("deltanet", "DeltaNet"),
-        _memory("gated_deltanet", "Gated DeltaNet"),
+        _memory("deltanet", "DeltaNet", eta_bias=(-5.0, 0.0)),
+        _memory("gated_deltanet", "Gated DeltaNet", alpha_bias=(8.0, 3.0), eta_bias=(-5.0, 0.0)),
         _memory("ttt", "TTT-MLP: gradient descent through a layer norm", top_rate=0.2),
         _memory("dla", "deep linear attention", top_rate=0.2),
         _memory("titans", "Titans LMM: momentum, forget gate, data-dependent rates", top_rate=0.2),
