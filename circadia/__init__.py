@@ -10,9 +10,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "memory": "circadia.memory",
+    "models": "circadia.models",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
 }
-__all__ = ["__version__", "levels", "memory"]
+__all__ = ["__version__", "levels", "memory", "models"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from circadia import __version__
 from circadia.cli.doctor import doctor
 from circadia.cli.levels import levels
+from circadia.cli.models import models
 from circadia.cli.rules import rules
 
 
@@ -56,5 +57,6 @@ def main(
 
 LOOK = "Look"
 app.command(rich_help_panel=LOOK)(doctor)
+app.command(rich_help_panel=LOOK)(models)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)

@@ -168,7 +168,7 @@ class Rule:
         outer, inner = v.dtype, next(iter(state.values())).dtype
         ys: list[Tensor] = []
         losses: list[Tensor] = []
-        with torch.autocast(q.device.type, enabled=False):
+        with _full_precision(q):
             q, k, v = (x.to(inner) for x in (q, k, v))
             gates = {name: x.to(inner) for name, x in gates.items()}
             layout, end = self._layout(q, mask, reset, state, how, tile)
@@ -226,7 +226,7 @@ class Rule:
         outer, inner = v.dtype, next(iter(state.values())).dtype
         live = torch.ones_like(k[:, :1, :, 0], dtype=torch.bool).squeeze(1) if at is None else at
         first = state[POS][:, None] if how.anchored else torch.zeros_like(live, dtype=torch.int64)
-        with torch.autocast(q.device.type, enabled=False):
+        with _full_precision(q):
             q, k, v = (x.to(inner).unsqueeze(3) for x in (q, k, v))
             gates = {name: x.to(inner).unsqueeze(3) for name, x in gates.items()}
             y, state, loss = self.tiles(q, k, v, gates, state, Flags(1, first, live[:, :, None]), how)
@@ -342,7 +342,7 @@ class Rule:
         if how.initial is not None:
             check.state_shapes(f"{self.name}, initial", how.initial, shapes, k)
             how = replace(how, initial=complete(weights_only(how.initial), shapes, **fill))
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not k.is_meta:  # there is nothing to look at
             check.values({"q": (q, -INF, INF), "k": (k, -INF, INF), "v": (v, -INF, INF)})
             check.values({f"gates[{name!r}]": (x, -INF, INF) for name, x in gates.items()})
             check.values({f"state[{name!r}]": (x, -INF, INF) for name, x in state.items() if name != POS})
@@ -381,6 +381,11 @@ class Rule:
             for period, group in names.items()
             for part in [" and ".join(dict.fromkeys(n.split(".")[0] for n in group))]
         ]
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Memories are computed in the type of their state, whatever is in force around them."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _common(pos: Tensor, how: How) -> int | None:

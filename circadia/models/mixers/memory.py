@@ -36,8 +36,7 @@ class MemoryMixer(nn.Module):
         self.offset = nn.Parameter(torch.empty(len(self.gate_names), self.heads)) if self.gate_names else None
         hidden = {} if config.memory_hidden is None else {"hidden": config.memory_hidden}
         deep = self.rule.family in ("deep", "self-modifying")
-        with torch.device("cpu"):
-            start = self.rule.init(1, self.heads, self.width, **(hidden if deep else {}))
+        start = self.rule.init(1, self.heads, self.width, **(hidden if deep else {}))
         self.start = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(x[0].clone()) for name, x in start.items()})
         self.norm = nn.Parameter(torch.empty(self.heads, self.width))
         self.gate = nn.Linear(config.hidden_size, inner, bias=False)
