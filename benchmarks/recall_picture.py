@@ -53,8 +53,9 @@ def draw(results: dict[str, Any], out: Path) -> Path:
             0.014,
             0.938,
             f"Recall of key-value pairs, no training. Every memory has a state of about {size:,} bytes: a"
-            f" {width} × {width} matrix, or an MLP with as many weights. Mean of {config['seeds']} seeds, band: ±"
-            " standard deviation.\nEach rule takes the best rate, retention and momentum of one grid for each panel,"
+            f" {width} × {width} matrix, or an MLP with as many weights. Mean and"
+            f" standard deviation (band) over {config['seeds']} seed{'s' * (config['seeds'] > 1)}.\n"
+            "Each rule takes the best rate, retention and momentum of one grid for each panel,"
             " found on another seed. Thin lines: the other rules of a family.",
             fontsize=10,
             color=MUTED,

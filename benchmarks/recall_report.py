@@ -60,8 +60,9 @@ def versus(a: list[float], b: list[float]) -> str:
 def show(results: dict[str, Any], console: Console) -> None:
     console.print(table(results, wide=console.width >= WIDE))
     config = results["config"]
+    many = f"mean ± standard deviation over {config['seeds']} seeds" if config["seeds"] > 1 else "one seed, no spread"
     console.print(
-        f"Per cent right, mean ± standard deviation over {config['seeds']} seeds; chance is {config['chance']:.1%}. "
+        f"Per cent right, {many}; chance is {config['chance']:.1%}. "
         f"½, 1, 2 d_k: stored pairs in widths of the key (d_k = {config['width']}). Alike: keys with mean cosine "
         f"{config['alike']}. Noisy: queries with cosine {config['noisy']} to their key. Newest, oldest: "
         f"{config['newest']} of {config['pairs']} pairs. Again: {config['width'] // 2} keys stored twice. The settings "
@@ -105,7 +106,10 @@ def table(results: dict[str, Any], *, wide: bool) -> Table:
             made.add_section()
         family = rule["family"]
         row = figures(results, label)
-        cells = [f"{100 * mean(row[c]):.0f}" + (f" ±{100 * spread(row[c]):.0f}" if wide else "") for c in columns]
+        cells = [
+            f"{100 * mean(row[c]):.0f}" + (f" ±{100 * spread(row[c]):.0f}" if wide and len(row[c]) > 1 else "")
+            for c in columns
+        ]
         made.add_row(label, f"{rule['state_bytes']:,}", *cells)
     return made
 
