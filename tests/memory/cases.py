@@ -31,7 +31,7 @@ VARIANTS: dict[str, Rule] = {
         replace(RULES["gd"], name="gd/depth=4,bound", depth=4, bound=0.5),
         replace(RULES["ttt"], name="ttt/depth=1", depth=1),
         replace(RULES["titans"], name="titans/depth=3,erase=key", depth=3, erase="key"),
-        replace(RULES["titans"], name="titans/bound", bound=0.05),
+        replace(RULES["titans"], name="titans/small bound", depth=1, bound=0.02),
         replace(RULES["titans"], name="titans/erase=layer", erase="layer", scale=0.5),
         replace(RULES["dgd_mlp"], name="dgd_mlp/l2,depth=3", objective="l2", depth=3),
         replace(RULES["dgd_mlp"], name="dgd_mlp/bound", bound=0.5, output_scale=0.3),
