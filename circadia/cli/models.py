@@ -28,7 +28,11 @@ def models(
 
     from circadia.levels.level import bytes_text, count_text
 
-    table = Table(title=f"size {size}: one sequence in float32, forward operations per token over 2,048", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"size {size}: one sequence in float32, forward operations per token over 2,048",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     table.add_column("model", style="bold", no_wrap=True)
     table.add_column("mixers")
     for name in ("parameters", "state", "+ a token", "FLOPs"):

@@ -52,6 +52,22 @@ class Attention(nn.Module):
         new = {**self._keep(new), "next": after}
         return self.out(y.reshape(b, t, -1)), new
 
+    def levels_entry(self) -> dict:
+        """For ``circadia.levels``: solved anew at every token, over all that is kept (eq. 62)."""
+        size = 2 * self.kv_heads * self.width * self.kv.weight.element_size()
+        return {
+            "name": "attention" if self.window is None else f"attention over {self.window} tokens",
+            "period": 0,
+            "learns_from": "tokens",
+            "objective": "Nadaraya-Watson: min over M of Σ s(k_i, q) ‖v_i - M‖² (eq. 62)",
+            "rule": "closed form (softmax), nothing is iterated",
+            "enters": "in context: every token writes its (k, v)",
+            "leaves": "read by later tokens; gone at the end of the sequence",
+            "window": self.window,
+            "bytes_per_token": size,
+            "state_bytes": 0 if self.window is None else (self.window - 1) * size,
+        }
+
     def _attend(self, q: Tensor, new: State, position: Tensor, document: Tensor, marked: bool) -> Tensor:
         t, s = q.shape[1], new["k"].shape[1]
         mask, causal = None, False

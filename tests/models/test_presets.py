@@ -1,0 +1,64 @@
+"""Presets have equal parameters, and their costs are what a real run shows."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import circadia
+from circadia.cli import app
+from circadia.models import HopeConfig, HopeForCausalLM, preset
+from circadia.models.measure import cost
+from circadia.models.presets import ARCHITECTURES, SIZES, count
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "340m"])
+def test_equal_parameters(size: str) -> None:
+    counts = {name: count(preset(name, size)) for name in ARCHITECTURES}
+    assert max(counts.values()) < 1.03 * min(counts.values()), counts
+
+
+def test_sizes_are_what_their_names_say() -> None:
+    named = {"tiny": 1e6, "small": 10e6, "30m": 30e6, "100m": 100e6, "340m": 340e6, "760m": 760e6, "1.3b": 1.3e9}
+    for size, wanted in named.items():
+        assert 0.85 * wanted < count(preset("transformer++", size)) < 1.15 * wanted, size
+    assert set(named) == set(SIZES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_costs_are_those_of_a_real_run(name: str) -> None:
+    """State bytes against the cache of a model that has read something; parameters against the model."""
+    config = preset(name, "tiny")
+    model, measured = HopeForCausalLM(config), cost(config)
+    assert sum(p.numel() for p in model.parameters()) == measured.parameters
+    config.sliding_window = 512
+    with torch.no_grad():
+        cache = model(torch.zeros(1, 600, dtype=torch.int64), use_cache=True).past_key_values
+    held = sum(x.numel() * x.element_size() for state in cache.states for x in state.values())
+    assert abs(held - (measured.state_bytes + 600 * measured.bytes_per_token)) <= 0.01 * held
+    # Two operations a weight and token in the matrices, and what the memory costs on top.
+    dense = 2 * sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "start" not in n)
+    assert dense * 0.9 < measured.flops_per_token < 5 * dense
+
+
+def test_models_are_seen_as_levels() -> None:
+    model = HopeForCausalLM(HopeConfig(mixers=["titans", "attention"], chunk=16))
+    view = circadia.levels(model, torch.optim.AdamW(model.parameters()))
+    periods = {level.name: level.period for level in view.levels}
+    assert periods["titans"] == 16 and periods["attention"] == 0
+    assert "initial states trained by AdamW" in periods
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"architecture 'hop' is unknown: use one of transformer\+\+"):
+        preset("hop", "tiny")
+    with pytest.raises(ValueError, match="size 'huge' is unknown: use one of tiny"):
+        preset("linear", "huge")
+
+
+def test_the_command_lists_them() -> None:
+    result = CliRunner().invoke(app, ["models", "--json"])
+    assert result.exit_code == 0
+    assert set(json.loads(result.stdout)["models"]) == set(ARCHITECTURES)
+    assert CliRunner().invoke(app, ["models", "--size", "huge"]).exit_code == 2
