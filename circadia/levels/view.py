@@ -146,14 +146,15 @@ def _module_memories(module: nn.Module) -> tuple[list[Found], set[int], set[int]
 
 def _walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, Level | None]]:
     """The memories among the modules. A module that describes itself comes without a level."""
-    if callable(getattr(module, "levels_entry", None)):
+    described = callable(getattr(module, "levels_entry", None))
+    if described:
         yield path, module, None
     else:
         level = describe.describe(path, module)
         if level is not None:
             yield path, module, level
             return  # what is inside is part of this memory (the convolution of a Mamba mixer)
-    empty = True
+    empty = not described
     for name, child in module.named_children():
         for found in _walk(f"{path}.{name}" if path else name, child):
             empty = False

@@ -48,6 +48,7 @@ def test_models_are_seen_as_levels() -> None:
     periods = {level.name: level.period for level in view.levels}
     assert periods["titans"] == 16 and periods["attention"] == 0
     assert "initial states trained by AdamW" in periods
+    assert [name for name in periods if "attention" in name] == ["attention"]
 
 
 def test_unknown_names() -> None:
