@@ -16,7 +16,9 @@ retentions; the system is solved by substitution (Neumann doubling loses all dig
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,11 @@ def shift(x: Tensor, first: float) -> Tensor:
     return F.pad(x[..., :-1, :], (0, 0, 1, 0), value=first)
 
 
-def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
-    """Log retentions [..., C] -> g [..., C, 1] and D [..., C, C]."""
+def ratios(log_a: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Log retentions [..., C] -> g [..., C, 1] and D [..., C, C]; None keeps all, for keys ``like`` [..., C, n]."""
+    if log_a is None:
+        c = like.shape[-2]
+        return like.new_ones(c, 1), like.new_ones(c, c).tril()
     total = log_a.cumsum(-1)
     lower = torch.ones(log_a.shape[-1], log_a.shape[-1], dtype=torch.bool, device=log_a.device).tril()
     d = (total[..., :, None] - total[..., None, :]).masked_fill(~lower, float("-inf")).exp()
@@ -42,23 +47,27 @@ def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
 class Tile:
     """The decay factors of one tile, shared by every matrix that is written with the same gates."""
 
-    g: Tensor  # [B, H, C, 1] retention of the state before the tile
-    d: Tensor  # [B, H, C, C] of the write at s as seen at t >= s
+    g: Tensor  # [B, H, ..., C, 1] retention of the state before the tile; [C, 1] where all is kept
+    d: Tensor  # [B, H, ..., C, C] of the write at s as seen at t >= s
     s: Tensor | None = None  # the same for the momentum before the tile
     p: Tensor | None = None  # and for what was put into the momentum at s
-    gb: Tensor | None = None  # [B, H, C, 1] what the momentum itself keeps
+    gb: Tensor | None = None  # what the momentum itself keeps
     db: Tensor | None = None
 
     @staticmethod
-    def make(log_a: Tensor, log_b: Tensor | None = None, live: Tensor | None = None) -> "Tile":
-        """From log retentions [B, H, C]; ``log_b`` of the momentum; ``live`` [B, C] where a token really is."""
-        g, d = ratios(log_a)
+    def make(log_a: Tensor | None, log_b: Tensor | None, live: Tensor | None, like: Tensor) -> "Tile":
+        """From log retentions [B, H, ..., C]; ``log_b`` of the momentum; ``live`` [B, 1, ..., C] real tokens."""
+        g, d = ratios(log_a, like)
         if log_b is None:
             return Tile(g, d)
-        gb, db = ratios(log_b)
+        gb, db = ratios(log_b, like)
         # Padding neither moves the momentum nor adds it to the weights once more.
-        into = d if live is None else d * live[:, None, None, :]
+        into = d if live is None else d * live[..., None, :]
         return Tile(g, d, into @ gb, into @ db, gb, db)
+
+    def unbind(self, n: int) -> "list[Tile]":
+        """The tiles along axis 2, one by one."""
+        return [Tile(*parts) for parts in zip(*(_unbind(getattr(self, f.name), n) for f in fields(self)))]
 
     @property
     def before(self) -> "Tile":
@@ -82,10 +91,15 @@ class Solver:
     def make(x: Tensor, rates: list[Tensor], before: Tile) -> "list[Solver]":
         """One solver for each rate, from one triangular solve."""
         gram = x @ x.mT
-        system = torch.stack([rate * before.d * gram for rate in rates])
+        system = torch.stack([rate * (before.d * gram) for rate in rates])
         eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device).expand_as(system)
         inverses = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
         return [Solver(x, rate, before, gram, inverse) for rate, inverse in zip(rates, inverses)]
+
+    def unbind(self, n: int) -> "list[Solver]":
+        """The solvers of the tiles along axis 2, one by one."""
+        parts = (_unbind(x, n) for x in (self.x, self.rate, self.gram, self.inverse))
+        return [Solver(x, rate, t, gram, inv) for t, x, rate, gram, inv in zip(self.before.unbind(n), *parts)]
 
     def __call__(self, w: Tensor, momentum: Tensor | None, f: Tensor, wx: Tensor | None = None) -> Tensor:
         """What is taken out at each token, r [B, H, C, m]; without momentum r + f, the whole write.
@@ -152,6 +166,11 @@ def write(
     if momentum is None:
         return Written(w, x, solver(w, None, f, wx), tile)
     return Written(w, x, f, tile, solver(w, momentum, f, wx), momentum)
+
+
+def _unbind(x: Tensor | None, n: int) -> Sequence[Any]:
+    """Along axis 2; what has no such axis is the same for all."""
+    return [x] * n if x is None or x.ndim < 5 else x.unbind(2)
 
 
 def gelu_and_slope(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ class Custom(Rule):
             start = {n: state[START + n] for n in self.names}
             point = {n: w.detach() for n, w in start.items()} if how.order == "first" else start
             gradient, loss = pairs(point, k_i, v_i)
-            g, d = ratios(log_a_i)
+            g, d = ratios(log_a_i, k_i)
             g_read, d_read = (shift(g, 1.0), shift(d, 0.0)) if how.read == "previous" else (g, d)
             state, at = dict(state), {}
             for n in self.names:

@@ -30,7 +30,7 @@ class Inner(NamedTuple):
     inputs: list[Tensor]
     first: Tensor  # what the first matrix gives out, x W_1^T
     out_error: Tensor  # at the output, which is also the error of a linear skip
-    loss: Tensor
+    loss: Tensor | None
 
 
 def inner_gradient(
@@ -39,27 +39,32 @@ def inner_gradient(
     skip: Tensor,
     target: Tensor,
     objective: str,
+    surprise: bool,
     norm: tuple[Tensor, Tensor] | None = None,
 ) -> Inner:
-    """Backpropagation through the memory, written out. k, target [B, H, C, d]; ``skip`` is added to the output."""
+    """Backpropagation through the memory, written out. k, target [B, H, C, d]; ``skip`` is added to the output.
+
+    The loss is formed if ``surprise`` asks for it; without it the dot product does not need the output at all.
+    """
+    blind = objective == "dot" and norm is None and not surprise
     inputs, slopes, a = [k], [], k @ ws[0].mT
     first = a
-    for w in ws[1:]:
+    for i, w in enumerate(ws[1:], 2):
         h, slope = gelu_and_slope(a)
         inputs.append(h)
         slopes.append(slope)
-        a = h @ w.mT
+        a = target if blind and i == len(ws) else h @ w.mT
     if norm is not None:
         mean, var = a.mean(-1, keepdim=True), a.var(-1, correction=0, keepdim=True)
         inverse = torch.rsqrt(var + EPS)
         hat = (a - mean) * inverse
         a = hat * norm[0][..., None, :] + norm[1][..., None, :]
-    out = skip + a
-    if objective == "dot":
-        out_error, loss = -target, -(out * target).sum(-1)
-    else:
-        out_error = out - target
-        loss = 0.5 * out_error.square().sum(-1)
+    out_error, loss = -target, None
+    if objective == "l2":
+        out_error = skip + a - target
+        loss = 0.5 * out_error.square().sum(-1) if surprise else None
+    elif surprise:
+        loss = -((skip + a) * target).sum(-1)
     error = out_error
     if norm is not None:
         ghat = error * norm[0][..., None, :]
@@ -188,24 +193,29 @@ class Deep(Rule):
     def tiles(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
     ) -> tuple[Tensor, State, Tensor | None]:
-        names = list(self.weights(1, 1))
+        names, n = list(self.weights(1, 1)), k.shape[2]
         live = None if flags.live is None else flags.live[:, None].to(k.dtype)
         eta = gates["eta"] if live is None else gates["eta"] * live
-        log_a = log_retention(gates["alpha"]) if self.decays else torch.zeros_like(eta)
+        log_a = log_retention(gates["alpha"]) if self.decays else None
         log_b = log_retention(gates["beta"]) if self.inertia else None
         if live is not None:
-            log_a = log_a * live
+            log_a = None if log_a is None else log_a * live
             log_b = None if log_b is None else log_b * live
-        target = shorten(v, self.max_target)
+        # What does not depend on the state is formed for all tiles at once.
+        eta = eta[..., None]
+        tile = Tile.make(log_a, log_b, live, k)
+        before = tile.before if self.erase != "none" or how.read == "previous" else tile
+        solvers: list[Solver | None] = [None] * n
+        if self.erase != "none":
+            solvers = [*Solver.make(k, [eta], before)[0].unbind(n)]
+        parts = zip(*(x.unbind(2) for x in (q, k, shorten(v, self.max_target), eta)))
         ys, losses = [], []
-        parts = zip(*(x.unbind(2) for x in (q, k, target, eta[..., None], log_a)))
-        log_bs = [None] * k.shape[2] if log_b is None else log_b.unbind(2)
-        for i, (q_i, k_i, target_i, eta_i, log_a_i) in enumerate(parts):
+        for i, ((q_i, k_i, target, eta_i), at, earlier, solver) in enumerate(
+            zip(parts, tile.unbind(n), before.unbind(n), solvers)
+        ):
             state = self.opened(state, i, flags, how)
             norm = (state["ln.weight"], state["ln.bias"]) if self.norm else None
-            at = None if flags.live is None else flags.live[:, i].to(k.dtype)
-            tile = Tile.make(log_a_i, log_bs[i], at)
-            y, written, loss = self._tile(q_i, k_i, target_i, eta_i, state, tile, norm, how)
+            y, written, loss = self._tile(q_i, k_i, target, eta_i, state, at, earlier, solver, norm, how)
             state = dict(state)
             for name, w in zip(names, written):
                 state[name], momentum = w.end()
@@ -213,7 +223,7 @@ class Deep(Rule):
                     state[MOMENTUM + name] = momentum
             ys.append(y)
             losses.append(loss)
-        return torch.stack(ys, 2), state, torch.stack(losses, 2)
+        return torch.stack(ys, 2), state, torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
 
     def _tile(
         self,
@@ -223,20 +233,20 @@ class Deep(Rule):
         eta: Tensor,
         state: State,
         tile: Tile,
+        before: Tile,
+        key_solver: Solver | None,
         norm: tuple[Tensor, Tensor] | None,
         how: How,
-    ) -> tuple[Tensor, list[Written], Tensor]:
+    ) -> tuple[Tensor, list[Written], Tensor | None]:
         names = list(self.weights(1, 1))
         start = [state[START + n] for n in names]
         point = [w.detach() for w in start] if how.order == "first" else start
-        inner = inner_gradient(point, k, k, target, self.objective, norm)
-        before = tile.before
+        inner = inner_gradient(point, k, k, target, self.objective, how.surprise, norm)
         written = []
         for l, (name, error, x) in enumerate(zip(names, inner.error, inner.inputs)):
-            rate, solver = eta, None
+            rate, solver = eta, key_solver if l == 0 else None
             if self.erase == "layer" and l > 0:
                 rate = eta / (1.0 + eta * x.square().sum(-1, keepdim=True))
-            if self.erase == "layer" or (self.erase == "key" and l == 0):
                 (solver,) = Solver.make(x, [rate], before)
             step = rate * self.last_scale(how.chunk) if l == len(names) - 1 else rate
             f = step * shorten(self.scale * error, self.clip)

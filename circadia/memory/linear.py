@@ -38,6 +38,12 @@ class Matrix(Rule):
     def group(self) -> int:
         return 16
 
+    def together(self, x: Tensor) -> int | None:
+        """On a CPU as many tiles as stay in the cache; elsewhere the more at once, the better."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return max(1, 128 // (x.shape[0] * x.shape[1]))
+
     def init(
         self,
         batch: int,
@@ -122,7 +128,7 @@ def scan_tiles(
         erase = None if erase is None else erase * live
         value = None if value is None else value * live[..., None]
     c, d_k = k.shape[-2:]
-    g, d = (k.new_ones(c, 1), k.new_ones(c, c).tril()) if log_a is None else ratios(log_a)
+    g, d = ratios(log_a, k)
     last = d[..., -1, :, None] * k
     total = g[..., -1:, :]
     system = None if erase is None else erase[..., None] * shift(d, 0.0) * (k @ k.mT)

@@ -97,6 +97,10 @@ class Rule:
         """Tiles recomputed together under gradient checkpointing."""
         return 1
 
+    def together(self, x: Tensor) -> int | None:
+        """Tiles formed at once; None: all."""
+        return None
+
     def weights(self, d_k: int, d_v: int) -> Shapes:
         """Shapes of what is written, after batch and heads; None is free."""
         raise NotImplementedError
@@ -270,7 +274,7 @@ class Rule:
         cq, ck, cv = tiles.cut(q), tiles.cut(k), tiles.cut(v)
         cg = {name: tiles.cut(x) for name, x in gates.items()}
         parts, losses = [], []
-        most = self.group if how.checkpoint else tiles.n
+        most = self.group if how.checkpoint else self.together(q) or tiles.n
         for i in range(0, tiles.n, most):
             j = min(i + most, tiles.n)
             some = {name: x[:, :, i:j] for name, x in cg.items()}

@@ -144,7 +144,8 @@ class SelfModifying(Rule):
     def tiles(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
     ) -> tuple[Tensor, State, Tensor | None]:
-        ys, losses = [], []
+        ys: list[Tensor] = []
+        losses: list[Tensor | None] = []
         some = {name: x.unbind(2) for name, x in gates.items()}
         for i, (q_i, k_i, v_i) in enumerate(zip(q.unbind(2), k.unbind(2), v.unbind(2))):
             state = self.opened(state, i, flags, how)
@@ -152,11 +153,11 @@ class SelfModifying(Rule):
             y, state, loss = self._tile(q_i, k_i, v_i, {n: x[i] for n, x in some.items()}, state, live, how)
             ys.append(y)
             losses.append(loss)
-        return torch.stack(ys, 2), state, torch.stack(losses, 2)
+        return torch.stack(ys, 2), state, torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
 
     def _tile(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, live: Tensor | None, how: How
-    ) -> tuple[Tensor, State, Tensor]:
+    ) -> tuple[Tensor, State, Tensor | None]:
         start = {name: state[START + name] for name in self.weights(1, 1)}
         key, value = unit(_answer("k", k, start)), _answer("v", v, start)  # eq. 83, 84
         eta = self.top_rate * torch.sigmoid(_answer("eta", gates["x"], start).squeeze(-1) + gates.get("eta", 0.0))
@@ -166,7 +167,7 @@ class SelfModifying(Rule):
         if live is not None:
             eta, log_a = eta * live[:, None], log_a * live[:, None]
             log_b = None if log_b is None else log_b * live[:, None]
-        tile = Tile.make(log_a, log_b, live)
+        tile = Tile.make(log_a, log_b, None if live is None else live[:, None], key)
         before = tile.before
         rate = eta[..., None]
         # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
@@ -191,7 +192,7 @@ class SelfModifying(Rule):
                 state[f"{name}.{part}"], momentum = w.end()
                 if momentum is not None:
                     state[f"{MOMENTUM}{name}.{part}"] = momentum
-        assert y is not None and loss is not None
+        assert y is not None
         return y, state, loss
 
     def _write(
@@ -203,7 +204,7 @@ class SelfModifying(Rule):
         start: State,
         tile: Tile,
         how: How,
-    ) -> tuple[dict[str, Written], Tensor]:
+    ) -> tuple[dict[str, Written], Tensor | None]:
         """Eq. 87 and 88 for one memory: its own target, its gradient at the chunk start, its writes."""
         key, rate = solver.x, solver.rate
         own = {part: start[f"{name}.{part}"] for part in ("w0", "w1", "skip") if f"{name}.{part}" in start}
@@ -211,7 +212,7 @@ class SelfModifying(Rule):
         ws = [point["w0"], point["w1"]]
         skips = (key @ point["skip"].mT, value @ point["skip"].mT) if "skip" in point else (key, value)
         target = shorten(plain(ws, value, skips[1]), self.max_target)
-        inner = inner_gradient(ws, key, skips[0], target, self.objective)
+        inner = inner_gradient(ws, key, skips[0], target, self.objective, how.surprise and name == "memory")
         written = {}
         parts = {"w0": (inner.error[0], key), "w1": (inner.error[1], inner.inputs[1])}
         if "skip" in point:
