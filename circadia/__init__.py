@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "memory": "circadia.memory",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
+    "optim": "circadia.optim",
 }
-__all__ = ["__version__", "levels", "memory"]
+__all__ = ["__version__", "levels", "memory", "optim"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from circadia import __version__
 from circadia.cli.doctor import doctor
 from circadia.cli.levels import levels
+from circadia.cli.optimizers import optimizers
 from circadia.cli.rules import rules
 
 
@@ -58,3 +59,4 @@ LOOK = "Look"
 app.command(rich_help_panel=LOOK)(doctor)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)
+app.command(rich_help_panel=LOOK)(optimizers)
