@@ -13,6 +13,9 @@ from circadia.optim.rules import Rule, State
 Group = dict[str, Any]
 
 
+SECOND_MOMENT = "the H of Adam's element-wise regression (eq. 101-105)"
+
+
 class Base(Optimizer):
     """Subclasses fill in `start` (the state of a parameter) and `update` (one step of a list of parameters).
 
@@ -35,9 +38,26 @@ class Base(Optimizer):
         check.rate("lr", group["lr"])
         check.rate("weight_decay", group["weight_decay"])
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        """The memories of this optimizer, for `circadia.levels`."""
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        """What a group remembers: fields of `circadia.levels.Level`, and the names of the states behind them."""
         raise NotImplementedError
+
+    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
+        """The memories of this optimizer, for `circadia.levels`; equal ones of several groups are one there."""
+        for group in self.param_groups:
+            for fields, names in self.memories(group):
+                fields = {
+                    "period": 1,
+                    "learns_from": "gradients",
+                    "enters": "gradients, one step at a time",
+                    "leaves": "written into the weights at every step",
+                    "state_bytes": held_bytes(self, group, names),
+                    "note": "" if self.state else "size known after the first step",
+                    **fields,
+                }
+                # Under CMS a group has a period of its own, and its optimizer sees one gradient a period.
+                fields["period"] *= group.get("period", 1)
+                yield {**fields, "name": f"{type(self).__name__} {fields['name']}", "unit": group.get("unit", "step")}
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with settings of their own."""
@@ -134,28 +154,11 @@ def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_deca
     torch._foreach_add_(params, directions, alpha=-lr)
 
 
-def held_bytes(optimizer: Optimizer, names: Iterable[str]) -> int:
-    """Bytes kept under these names; 0 before the first step."""
-    wanted = set(names)
-    return sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for name, value in state.items()
-        if name in wanted and isinstance(value, Tensor)
-    )
-
-
-def momentum_level(optimizer: Optimizer, name: str, **fields: Any) -> dict[str, Any]:
-    """A level of an optimizer, with what all of them have in common."""
-    return {
-        "name": f"{type(optimizer).__name__} {name}",
-        "period": 1,
-        "learns_from": "gradients",
-        "enters": "gradients, one step at a time",
-        "leaves": "written into the weights at every step",
-        "shared": True,
-        **fields,
-    }
+def held_bytes(optimizer: Optimizer, group: Group, names: Iterable[str]) -> int:
+    """Bytes that are kept under these names; 0 before the first step."""
+    states = [optimizer.state.get(p, {}) for p in group["params"]]
+    tensors = [state[name] for name in names for state in states if name in state]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class RuleOptimizer(Base):

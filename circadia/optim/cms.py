@@ -135,12 +135,15 @@ class CMS(Optimizer):
     def levels_entry(self) -> Iterable[Mapping[str, Any]]:
         """What the wrapped optimizer remembers, and the gradients of the open periods."""
         assert self.inner is not None
-        describe: Any = getattr(self.inner, "levels_entry", None)
-        if callable(describe):
-            yield from describe()
-        else:
-            for level, _ in optimizers.memories(self.inner):
-                yield {k: v for k, v in level.to_dict().items() if k not in ("members", "parameters", "window")}
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        for part in getattr(self.inner, "parts", [self.inner]):
+            if callable(getattr(part, "levels_entry", None)):
+                yield from part.levels_entry()
+                continue
+            for level, parameters in optimizers.memories(part):
+                group = groups[id(parameters[0])]
+                fields = {name: value for name, value in vars(level).items() if name not in ("members", "parameters")}
+                yield {**fields, "period": level.period * group["period"], "unit": group["unit"]}
         held = sum(s["sum"].numel() * s["sum"].element_size() for s in self.state.values())
         if any(group["period"] > 1 for group in self.param_groups):
             yield {

@@ -1,6 +1,6 @@
 """Delta gradient descent as an optimizer (Nested Learning, eq. 56-57): each linear layer with its own inputs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -90,5 +90,5 @@ class DGD(Base):
                 new = w - lr * g
             p.copy_(new)
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        return ()  # it remembers nothing between two steps: the weights are the memory
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        return ()  # nothing is remembered between two steps: the weights are the memory

@@ -1,6 +1,6 @@
 """Deep momentum (DMGD, Nested Learning, eq. 50): the momentum is an MLP that gradients are written into."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from torch.func import grad as slope
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check
-from circadia.optim.base import Group, RuleOptimizer, held_bytes, momentum_level
+from circadia.optim.base import Group, RuleOptimizer
 from circadia.optim.rules import Rule, State
 
 OBJECTIVES = ("l2", "dot", "ones")
@@ -114,13 +114,11 @@ class DMGD(RuleOptimizer):
     def rule(self, group: Group) -> Rule:
         return DeepMomentum(**{name: group[name] for name in DeepMomentum.__dataclass_fields__})
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        group = self.param_groups[0]
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
         goal = {"l2": "1/2 |m(u) + u|^2", "dot": "<m(u), u>", "ones": "<m(u), 1>"}[group["objective"]]
-        yield momentum_level(
-            self,
-            "deep momentum",
-            objective=f"{goal} on the rows u of the gradient (eq. 50)",
-            rule=f"theta = {group['momentum']:g} theta - {group['inner_lr']:g} grad, an MLP of depth {group['depth']}",
-            state_bytes=held_bytes(self, [f"layer_{i}" for i in range(group["depth"])]),
-        )
+        level = {
+            "name": "deep momentum",
+            "objective": f"{goal} on the rows u of the gradient (eq. 50)",
+            "rule": f"theta = {group['momentum']:g} theta - {group['inner_lr']:g} grad, depth {group['depth']}",
+        }
+        yield level, [f"layer_{i}" for i in range(group["depth"])]

@@ -1,6 +1,6 @@
 """M3, multi-scale momentum Muon (Nested Learning, Alg. 1 and eq. 75): momenta that are written at their own periods."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check
-from circadia.optim.base import Group, descend, held_bytes, momentum_level, zeros
+from circadia.optim.base import SECOND_MOMENT, Group, descend, zeros
 from circadia.optim.muon import READ, Orthogonal
 from circadia.optim.orthogonal import to_rms
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, shape_scale
@@ -135,27 +135,21 @@ class M3(Orthogonal):
             torch._foreach_add_(size, group["eps"])
         return list(torch._foreach_sqrt(size))
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        group = self.param_groups[0]
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        literal = group["mode"] == "literal"
         if group["beta_v"] is not None:
             beta = group["beta_v"]
-            rule = f"V = V + {beta:g} g^2" if group["mode"] == "literal" else f"V = {beta:g} V + {1 - beta:g} g^2"
-            yield momentum_level(
-                self,
-                "second moment",
-                objective="the H of Adam's element-wise regression (eq. 101-105)",
-                rule=rule,
-                state_bytes=held_bytes(self, ["square"]),
-            )
+            rule = f"V = V + {beta:g} g^2" if literal else f"V = {beta:g} V + {1 - beta:g} g^2"
+            yield {"name": "second moment", "objective": SECOND_MOMENT, "rule": rule}, ["square"]
         for i, (period, beta) in enumerate(zip(group["periods"], group["betas"])):
-            written = f"{beta:g} M + {1 - beta:g} mean g" if group["mode"] == "ema" else f"M + {beta:g} sum g"
-            yield momentum_level(
-                self,
-                f"momentum {i + 1}",
-                period=period,
-                objective=READ,
-                rule=f"M = {written}, weight {group['weights'][i]:g}",
-                enters="gradients, one step at a time" if period == 1 else f"the gradients of {period} steps at once",
-                leaves="written into the weights at every step" + (", stale for a period" if period > 1 else ""),
-                state_bytes=held_bytes(self, [f"momentum_{i}", f"sum_{i}", f"orthogonal_{i}"]),
-            )
+            written = f"M + {beta:g} sum g" if literal else f"{beta:g} M + {1 - beta:g} mean g"
+            level = {
+                "name": f"momentum {i + 1}",
+                "period": period,
+                "objective": READ,
+                "rule": f"M = {written}, weight {group['weights'][i]:g}",
+            }
+            if period > 1:
+                level["enters"] = f"the gradients of {period} steps at once"
+                level["leaves"] = "written into the weights at every step, stale for a period"
+            yield level, [f"momentum_{i}", f"sum_{i}", f"orthogonal_{i}"]

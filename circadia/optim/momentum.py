@@ -1,13 +1,13 @@
 """Momentum that takes out before it puts in (Nested Learning, eq. 48-49), and momentum of divided gradients (46-47)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check
-from circadia.optim.base import Group, RuleOptimizer, held_bytes, momentum_level
+from circadia.optim.base import SECOND_MOMENT, Group, RuleOptimizer
 from circadia.optim.rules import Momentum, Preconditioned, Rule
 
 
@@ -52,15 +52,10 @@ class DeltaMomentum(RuleOptimizer):
             weight_decay=group["weight_decay"],
         )
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        group = self.param_groups[0]
-        yield momentum_level(
-            self,
-            "momentum",
-            objective="|m g^T - P|^2: the memory corrects what it answers to the gradient (eq. 48)",
-            rule=f"m = m ({group['momentum']:g} - {group['erase']:g} g^T g) + g (eq. 49)",
-            state_bytes=held_bytes(self, ["momentum"]),
-        )
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        rule = f"m = m ({group['momentum']:g} - {group['erase']:g} g^T g) + g (eq. 49)"
+        goal = "|m g^T - P|^2: the memory corrects what it answers to the gradient (eq. 48)"
+        yield {"name": "momentum", "objective": goal, "rule": rule}, ["momentum"]
 
 
 class PreconditionedMomentum(RuleOptimizer):
@@ -89,19 +84,8 @@ class PreconditionedMomentum(RuleOptimizer):
     def rule(self, group: Group) -> Rule:
         return Preconditioned(**{name: group[name] for name in ("lr", "momentum", "beta", "eps", "weight_decay")})
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        group = self.param_groups[0]
-        yield momentum_level(
-            self,
-            "second moment",
-            objective="the H of Adam's element-wise regression (eq. 101-105)",
-            rule=f"v = {group['beta']:g} v + {1 - group['beta']:g} g^2",
-            state_bytes=held_bytes(self, ["square"]),
-        )
-        yield momentum_level(
-            self,
-            "momentum",
-            objective="-<m, P grad L> (eq. 46)",
-            rule=f"m = {group['momentum']:g} m + g / sqrt(v) (eq. 47)",
-            state_bytes=held_bytes(self, ["momentum"]),
-        )
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        rule = f"v = {group['beta']:g} v + {1 - group['beta']:g} g^2"
+        yield {"name": "second moment", "objective": SECOND_MOMENT, "rule": rule}, ["square"]
+        rule = f"m = {group['momentum']:g} m + g / sqrt(v) (eq. 47)"
+        yield {"name": "momentum", "objective": "-<m, P grad L> (eq. 46)", "rule": rule}, ["momentum"]

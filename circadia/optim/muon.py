@@ -4,7 +4,7 @@ Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; in Nested 
 AdaMuon: Si, Zhang and Shen 2025, arXiv 2507.11005.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check
-from circadia.optim.base import Base, Group, descend, held_bytes, momentum_level, zeros
+from circadia.optim.base import Base, Group, descend, zeros
 from circadia.optim.orthogonal import to_rms
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, orthogonalize, shape_scale
 from circadia.optim.rules import State
@@ -86,12 +86,12 @@ class Muon(Orthogonal):
         read = torch._foreach_lerp(grads, momentum, beta) if group["nesterov"] else momentum
         steps = self.orthogonal(group, list(read))
         scales = [shape_scale(group["scale"], p.shape) for p in params]
-        descend(params, [o * s for o, s in zip(steps, scales)], group["lr"], group["weight_decay"])
+        descend(params, list(torch._foreach_mul(steps, scales)), group["lr"], group["weight_decay"])
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        beta = self.param_groups[0]["momentum"]
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        beta = group["momentum"]
         rule = f"m = {beta:g} m + {1 - beta:g} grad L"
-        yield momentum_level(self, "momentum", objective=READ, rule=rule, state_bytes=held_bytes(self, ["momentum"]))
+        yield {"name": "momentum", "objective": READ, "rule": rule}, ["momentum"]
 
 
 class AdaMuon(Orthogonal):
@@ -147,19 +147,8 @@ class AdaMuon(Orthogonal):
         steps = [to_rms(x) for x in torch._foreach_div(o, size)]
         descend(params, steps, group["lr"], group["weight_decay"])
 
-    def levels_entry(self) -> Iterable[Mapping[str, Any]]:
-        beta = self.param_groups[0]["momentum"]
-        yield momentum_level(
-            self,
-            "momentum",
-            objective=READ,
-            rule=f"m = {beta:g} m + grad L",
-            state_bytes=held_bytes(self, ["momentum"]),
-        )
-        yield momentum_level(
-            self,
-            "second moment",
-            objective="running mean of the squared orthogonal steps",
-            rule=f"v = {beta:g} v + {1 - beta:g} O^2",
-            state_bytes=held_bytes(self, ["square"]),
-        )
+    def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
+        beta = group["momentum"]
+        yield {"name": "momentum", "objective": READ, "rule": f"m = {beta:g} m + grad L"}, ["momentum"]
+        goal, rule = "running mean of the squared orthogonal steps", f"v = {beta:g} v + {1 - beta:g} O^2"
+        yield {"name": "second moment", "objective": goal, "rule": rule}, ["square"]

@@ -78,7 +78,9 @@ def test_each_group_at_its_own_period() -> None:
             if not torch.equal(before[name], p):
                 seen.setdefault(name[0], []).append(step + 1)
     assert seen == {"a": list(range(1, 11)), "b": [2, 4, 6, 8, 10], "c": [2, 4, 6, 8, 10], "d": [5, 10]}
-    view = {level.period: level for level in circadia.levels(net, optimizer).levels if level.parameters}
+    found = circadia.levels(net, optimizer).levels
+    assert sorted(level.period for level in found if level.name == "AdamW moments") == [1, 2, 5]
+    view = {level.period: level for level in found if level.parameters}
     assert {period: (level.unit, level.parameters) for period, level in view.items()} == {
         1: ("step", 24),
         2: ("step", 48),
