@@ -116,11 +116,11 @@ class M3(Orthogonal):
     def _write(self, group: Group, i: int, states: list[State], total: list[Tensor]) -> list[Tensor]:
         """Momentum i takes in the sum of the gradients of its period."""
         momentum = [state[f"momentum_{i}"] for state in states]
-        beta, period = group["betas"][i], group["periods"][i]
+        beta = group["betas"][i]
         if group["mode"] == "literal":
             torch._foreach_add_(momentum, total, alpha=beta)
         else:
-            torch._foreach_lerp_(momentum, torch._foreach_div(total, period) if period > 1 else total, 1 - beta)
+            torch._foreach_lerp_(momentum, total, 1 - beta)
         return momentum
 
     def _size(self, group: Group, states: list[State], grads: list[Tensor], step: int) -> list[Tensor]:
@@ -142,7 +142,7 @@ class M3(Orthogonal):
             rule = f"V = V + {beta:g} g^2" if literal else f"V = {beta:g} V + {1 - beta:g} g^2"
             yield {"name": "second moment", "objective": SECOND_MOMENT, "rule": rule}, ["square"]
         for i, (period, beta) in enumerate(zip(group["periods"], group["betas"])):
-            written = f"M + {beta:g} sum g" if literal else f"{beta:g} M + {1 - beta:g} mean g"
+            written = f"M + {beta:g} sum g" if literal else f"{beta:g} M + {1 - beta:g} sum g"
             level = {
                 "name": f"momentum {i + 1}",
                 "period": period,

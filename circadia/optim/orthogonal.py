@@ -80,7 +80,8 @@ class M3(Rule):
     in and uses every gradient at once. W -= eta (sum_i a_i O_i) / sqrt(V + eps).
 
     mode "literal"  M_i += b_i sum g and V += b_v g^2, as printed: nothing ever fades
-    mode "ema"      M_i = b_i M_i + (1 - b_i) mean g and V = b_v V + (1 - b_v) g^2, corrected for its start at 0
+    mode "ema"      M_i = b_i M_i + (1 - b_i) sum g and V = b_v V + (1 - b_v) g^2, corrected for its start at 0;
+                    sum or mean is one to Newton-Schulz, which divides by the norm
     ``beta_v`` None: no V, so no division.
     ``scale``: a shape scale of Muon, or "rms": the step is rescaled to a root mean square of 0.2. Dividing an
     orthogonal matrix by sqrt(V) normalises twice, so that its length is about 1 / |g|; "rms" takes that out.
@@ -134,4 +135,4 @@ class M3(Rule):
         m, beta = state[f"momentum_{i}"], self.betas[i]
         if self.mode == "literal":
             return m + beta * total
-        return m + (1 - beta) * (total / self.periods[i] - m)
+        return m + (1 - beta) * (total - m)

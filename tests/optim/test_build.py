@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -65,9 +66,9 @@ def train(model: Model, optimizer: torch.optim.Optimizer, first: int, last: int)
         optimizer.step()
 
 
-def fresh(seed: int = 0, **how) -> Model:
+def fresh(seed: int = 0, dtype: torch.dtype = torch.float32, **how) -> Model:
     torch.manual_seed(seed)
-    return Model(**how)
+    return Model(**how).to(dtype)
 
 
 def test_the_split() -> None:
@@ -93,6 +94,23 @@ def test_the_split_of_a_model_that_says_its_head() -> None:
     assert list(split.head) == ["lm_head.weight"]
     assert list(split.embeddings) == ["transformer.wte.weight", "transformer.wpe.weight"]
     assert all(".h.0." in name for name in split.matrices) and len(split.matrices) == 4
+
+
+def test_a_head_by_another_name() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(4, 4, bias=False), "out": nn.Linear(4, 9, bias=False)})
+    model.get_output_embeddings = lambda: model["out"]
+    assert list(groups(model).head) == ["out.weight"]
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_live_on(how: str) -> None:
+    model = fresh()
+    pair = (model, build(model, "m3", lr=0.01, periods=(1, 3)))
+    train(*pair, 0, 4)
+    other = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    train(*pair, 4, 8)
+    train(*other, 4, 8)
+    assert same(values(model), values(other[0])) and same(states(pair[1]), states(other[1]))
 
 
 def test_overrides() -> None:
@@ -128,19 +146,20 @@ def test_built_ones_learn_and_leave_alone_what_is_not_theirs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_resumed_is_uninterrupted(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumed_is_uninterrupted(name: str, dtype: torch.dtype) -> None:
     settings = {"periods": (1, 3)} if name.startswith("m3") else {}
-    whole = fresh()
+    whole = fresh(dtype=dtype)
     train(whole, build(whole, name, lr=0.01, **settings), 0, 8)
     for stop in (1, 4):
-        model = fresh()
+        model = fresh(dtype=dtype)
         optimizer = build(model, name, lr=0.01, **settings)
         train(model, optimizer, 0, stop)
         file = io.BytesIO()
         torch.save((model.state_dict(), optimizer.state_dict()), file)
         file.seek(0)
         weights, state = torch.load(file, weights_only=True)
-        other = fresh(seed=5)
+        other = fresh(seed=5, dtype=dtype)
         other.load_state_dict(weights)
         resumed = build(other, name, lr=0.3, **settings)
         resumed.load_state_dict(state)
@@ -194,6 +213,13 @@ def test_added_parameters_go_to_adamw_or_where_they_are_sent() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "part": 2})
     with pytest.raises(ValueError, match="in a group already"):
         optimizer.add_param_group({"params": [model.up.weight]})
+
+
+def test_rates() -> None:
+    """One learning rate for both where the rule's steps are as long as AdamW's; otherwise AdamW has its own."""
+    for name, rate in (("muon", 0.1), ("m3", 0.1), ("dgd", 3e-4), ("delta_momentum", 3e-4)):
+        assert [group["lr"] for group in build(fresh(), name, lr=0.1).param_groups] == [0.1] + [rate] * 4
+    assert build(fresh(), "dgd", lr=0.1, adamw={"lr": 0.2}).param_groups[1]["lr"] == 0.2
 
 
 def test_memories_on_request() -> None:

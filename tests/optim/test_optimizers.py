@@ -87,6 +87,18 @@ def test_resumed_is_uninterrupted(name: str, dtype: torch.dtype) -> None:
 
 
 @every
+def test_loading_shares_nothing(name: str) -> None:
+    """Two optimizers from one state dict in memory go their own ways."""
+    net, other = Net(), Net()
+    optimizer, loaded = CASES[name].make(net, lr=0.01), CASES[name].make(other, lr=0.01)
+    train(net, optimizer, 0, 2)
+    loaded.load_state_dict(optimizer.state_dict())
+    kept = [x.clone() for x in states(loaded)]
+    train(net, optimizer, 2, 4)
+    assert same(kept, states(loaded))
+
+
+@every
 def test_missing_gradients(name: str) -> None:
     """A parameter without a gradient stands still; the others do not mind, and it joins in later."""
     net = Net()
