@@ -11,8 +11,6 @@ from circadia.optim import check
 from circadia.optim.rules import Rule, State
 
 Group = dict[str, Any]
-
-
 SECOND_MOMENT = "the H of Adam's element-wise regression (eq. 101-105)"
 
 
@@ -127,8 +125,9 @@ def restore(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     for index, p in zip(saved, own):
         for name, value in state_dict["state"].get(index, {}).items():
             if isinstance(value, Tensor):
-                device = value.device if name == "step" else p.device
-                optimizer.state[p][name] = value.detach().clone().to(device)
+                # Where a step counter belongs, torch knows: a fused optimizer has it on the device.
+                mine = optimizer.state[p][name] if name == "step" else value.to(p.device)
+                optimizer.state[p][name] = mine.detach().clone()
 
 
 def precision(p: Tensor) -> torch.dtype:
@@ -146,7 +145,8 @@ def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_deca
     if isinstance(lr, Tensor):
         for p, direction in zip(params, directions):
             rate = lr.to(p.device)
-            p.mul_(1 - rate * weight_decay) if weight_decay else None
+            if weight_decay:
+                p.mul_(1 - rate * weight_decay)
             p.sub_(rate * direction)
         return
     if weight_decay:

@@ -42,7 +42,7 @@ class CMS(Optimizer):
         self.inner: Optimizer | None = None
         for group in optimizer.param_groups:
             group.setdefault("period", 1)
-            group.setdefault("unit", unit)
+            group["unit"] = unit
             group.setdefault("waited", 0)  # steps or tokens since the group's last update
             check.count("period", group["period"])
         super().__init__(optimizer.param_groups, {})
@@ -69,11 +69,16 @@ class CMS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         size = tokens if self.unit == "token" else 1
-        given: list[tuple[Tensor, Tensor | None]] = []
+        given = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        for p, grad in given:  # before anything is changed
+            if grad is not None and grad.layout != torch.strided:
+                raise ValueError(
+                    f"the gradient of a parameter of shape {tuple(p.shape)} is sparse: CMS adds gradients up and needs "
+                    "dense ones; make the embedding with sparse=False"
+                )
         for group in self.param_groups:
             group["waited"] += size
             due = group["waited"] >= group["period"]
-            given += [(p, p.grad) for p in group["params"]]
             for p in group["params"]:
                 p.grad = self._take_in(p, size, due)
             if due:
@@ -89,11 +94,6 @@ class CMS(Optimizer):
         """What the optimizer sees of a parameter in this step."""
         grad, held = p.grad, self.state.get(p)
         weight = float(size or 1)
-        if grad is not None and grad.layout != torch.strided:
-            raise ValueError(
-                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse: CMS adds gradients up and needs "
-                "dense ones; make the embedding with sparse=False"
-            )
         if due and not held:  # nothing to add: the gradient itself, bit for bit
             return grad if grad is None or self.reduction == "mean" or weight == 1 else grad * weight
         if grad is not None:

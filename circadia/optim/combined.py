@@ -1,6 +1,5 @@
 """Several optimizers as one: one list of groups, one state dict, one step."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,9 +73,3 @@ class Combined(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "parts": self.parts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "parts" in state:  # not when load_state_dict calls: it shares by itself
-            self.state = defaultdict(dict, self.state)
-            self._share([len(part.param_groups) for part in self.parts])

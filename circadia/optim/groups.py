@@ -34,20 +34,18 @@ class Groups:
             rows.append((name, f"{len(group)}", f"{size:,}", ", ".join(list(group)[:2]) or "-"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
-        if not self.head and not self.embeddings:
-            lines.append(
-                "no head was recognised: if the model has one, name it with groups(model, {'its.name*': 'head'})"
-            )
+        if not self.head:
+            lines.append("no head was found (tied, or none?): if there is one, groups(model, {'its.name*': 'head'})")
         return "\n".join(lines)
 
 
 def groups(model: nn.Module, overrides: Mapping[str, str] | None = None) -> Groups:
     """Split the trainable parameters of a model; print the result to see it.
 
-    A tied head counts as embedding. The head is what `get_output_embeddings()` names (Hugging Face), or a module with
-    one of the usual names; in a plain `nn.Sequential` nobody can know it, so name it: ``overrides`` maps patterns of
-    parameter names to groups, as in ``groups(model, {"4.*": "head", "*.experts.*": "matrices"})``; the first pattern
-    that fits counts.
+    A tied head counts as embedding. The head is what `get_output_embeddings()` names (Hugging Face), a module with one
+    of the usual names, or the only matrix with as many rows as the largest embedding. Elsewhere nobody can know it, so
+    name it: ``overrides`` maps patterns of parameter names to groups, as in ``groups(model, {"4.*": "head",
+    "*.experts.*": "matrices"})``; the first pattern that fits counts.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass the model itself")
@@ -91,7 +89,7 @@ def _kind(name: str, p: Tensor, part: nn.Module, table: bool, start: bool, head:
         return "embeddings"
     if p.ndim < 2 or isinstance(part, CONVOLUTIONS):
         return "vectors"
-    if any(word in name.rsplit(".", 2)[-1] or word in type(part).__name__.lower() for word in EMBEDDINGS):
+    if any(word in name.rsplit(".", 1)[-1] or word in type(part).__name__.lower() for word in EMBEDDINGS):
         return "embeddings"
     if head:
         return "head"
@@ -103,10 +101,14 @@ def _named_head(path: str) -> bool:
 
 
 def _heads(model: nn.Module) -> set[int]:
-    """Ids of the parameters of the output layer, where the model says which one it is."""
+    """Ids of the parameters of the output layer, where the model says or shows which one it is."""
     getter: Any = getattr(model, "get_output_embeddings", None)
     layer = getter() if callable(getter) else None
-    return {id(p) for p in layer.parameters()} if isinstance(layer, nn.Module) else set()
+    if isinstance(layer, nn.Module):
+        return {id(p) for p in layer.parameters()}
+    rows = max((part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)), default=0)
+    fits = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == rows]
+    return {id(p) for p in fits[0].parameters()} if len(fits) == 1 else set()
 
 
 def _starts(model: nn.Module) -> set[int]:

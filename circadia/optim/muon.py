@@ -37,7 +37,9 @@ class Orthogonal(Base):
 
 
 class Muon(Orthogonal):
-    """`torch.optim.Muon`, in batches and for 3-D parameters too.
+    """`torch.optim.Muon`, in batches, and for 3-D parameters too: each is a batch of matrices of its last two axes.
+
+    A convolution is no such batch: give it to AdamW, as `build` does.
 
     The products of Newton-Schulz are float32; `ns_dtype=torch.bfloat16` has torch's own precision, and is faster on a
     GPU.

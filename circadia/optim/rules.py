@@ -88,7 +88,7 @@ class Momentum(Rule):
 
 
 def along(m: Tensor, grad: Tensor, side: str = "row") -> Tensor:
-    """M ghat^T ghat ("row") or ghat ghat^T m ("column") with ghat = g / |g|_F; 0 where the gradient is 0."""
+    """What m holds along a gradient: m ghat^T ghat ("row") or ghat ghat^T m ("column"); 0 where it is 0."""
     g = grad.unsqueeze(0) if grad.ndim < 2 else grad
     g = g / g.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
     held = m.reshape(g.shape)

@@ -81,7 +81,7 @@ def test_the_split() -> None:
         "memories": ["memory.start", "memory.flat"],
     }
     text = str(split)
-    assert "matrices" in text and "320" in text and "lm_head.weight" in text and "no head" not in text
+    assert "matrices" in text and "320" in text and "lm_head.weight" in text and "no head was" not in text
     tied = groups(fresh(tied=True))
     assert "embed.weight" in tied.embeddings and not tied.head
 
@@ -100,6 +100,10 @@ def test_a_head_by_another_name() -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 4, bias=False), "out": nn.Linear(4, 9, bias=False)})
     model.get_output_embeddings = lambda: model["out"]
     assert list(groups(model).head) == ["out.weight"]
+    plain = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+    assert list(groups(plain).head) == ["2.weight"] and list(groups(plain).matrices) == ["1.weight"]
+    square = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    assert not groups(square).head and "no head was found" in str(groups(square))
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -108,6 +112,7 @@ def test_copies_live_on(how: str) -> None:
     pair = (model, build(model, "m3", lr=0.01, periods=(1, 3)))
     train(*pair, 0, 4)
     other = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert all(part.state is other[1].state for part in other[1].parts)
     train(*pair, 4, 8)
     train(*other, 4, 8)
     assert same(values(model), values(other[0])) and same(states(pair[1]), states(other[1]))
@@ -115,7 +120,7 @@ def test_copies_live_on(how: str) -> None:
 
 def test_overrides() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
-    assert "no head was recognised" in str(groups(model))
+    assert "no head was found" in str(groups(model))
     split = groups(model, {"1.*": "head"})
     assert list(split.head) == ["1.weight", "1.bias"] and list(split.matrices) == ["0.weight"]
     with pytest.raises(ValueError, match=r"overrides\['1.\*'\]='heads' is unknown: use one of 'matrices'"):

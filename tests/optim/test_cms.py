@@ -126,6 +126,15 @@ def test_open_periods_of_bf16_are_kept_in_float32() -> None:
     assert p.item() == -400 and not any(x.ndim for x in states(optimizer))
 
 
+def test_a_refused_gradient_leaves_all_as_it_was() -> None:
+    p, table = nn.Parameter(torch.zeros(2)), nn.Embedding(3, 2, sparse=True)
+    optimizer = CMS(torch.optim.SGD([{"params": [p], "period": 2}, {"params": table.parameters()}], lr=1.0))
+    (table(torch.tensor([1])).sum() + p.sum()).backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        optimizer.step()
+    assert p.grad is not None and not optimizer.state and optimizer.param_groups[0]["waited"] == 0
+
+
 def test_wrong_arguments() -> None:
     net = Net()
     inner = torch.optim.SGD(net.parameters(), lr=0.1)
