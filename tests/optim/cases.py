@@ -41,7 +41,7 @@ CASES: dict[str, Case] = {
     "m3/no V, cubic": Case(
         on(M3, periods=(1, 4), beta_v=None, ns_coefficients=(1.5, -0.5, 0.0), scale="original"), 0.1, 0.05
     ),
-    # What never fades swings for ever: no learning rate brings the accumulators of Algorithm 1 to rest here.
+    # What never fades swings on: of rates from 0.01 to 50 the best leaves 12 % of the quadratic's loss.
     "m3/literal": Case(on(M3, mode="literal", periods=(1, 4), betas=(0.9, 0.9)), 1.0, 3.0, (0.5, 0.3)),
     "dgd": Case(DGD, 0.3, 2e-3, (1e-3, 0.2)),
     "dgd/proximal": Case(lambda model, **kw: DGD(model, rate="proximal", **kw), 0.3, 2e-3, (1e-3, 0.2)),
