@@ -12,8 +12,9 @@ _PUBLIC = {
     "memory": "circadia.memory",
     "models": "circadia.models",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
+    "optim": "circadia.optim",
 }
-__all__ = ["__version__", "levels", "memory", "models"]
+__all__ = ["__version__", "levels", "memory", "models", "optim"]
 
 
 def __getattr__(name: str) -> Any:

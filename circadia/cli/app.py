@@ -14,6 +14,7 @@ from circadia import __version__
 from circadia.cli.doctor import doctor
 from circadia.cli.levels import levels
 from circadia.cli.models import models
+from circadia.cli.optimizers import optimizers
 from circadia.cli.rules import rules
 
 
@@ -60,3 +61,4 @@ app.command(rich_help_panel=LOOK)(doctor)
 app.command(rich_help_panel=LOOK)(models)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)
+app.command(rich_help_panel=LOOK)(optimizers)

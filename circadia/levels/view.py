@@ -209,7 +209,8 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
         if not isinstance(one, Optimizer):
             got = type(one).__name__
             raise ValueError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {got}")
-    return [optimizers.unwrap(one) for one in given]
+    # An optimizer made of several (circadia.optim.Combined) is shown as what it is made of.
+    return [part for one in given for part in getattr(optimizers.unwrap(one), "parts", [optimizers.unwrap(one)])]
 
 
 def _places(chosen: list[Optimizer], named: Mapping[str, nn.Parameter]) -> dict[int, tuple[int, dict[str, Any]]]:
@@ -263,8 +264,9 @@ def _weights(
     if parameter.requires_grad and optimizer is not None and not held:
         return Level(
             name=f"{what} trained by {type(optimizer).__name__}",
-            period=1,
-            unit="step",
+            # A group may have a period of its own (circadia.optim.CMS).
+            period=group.get("period", 1),
+            unit=group.get("unit", "step"),
             learns_from="gradients",
             objective=_BACKPROP,
             rule=optimizers.weights_rule(optimizer, group),

@@ -21,7 +21,7 @@ def test_version():
 def test_help_lists_the_commands_in_panels():
     result = run("--help")
     assert result.exit_code == 0
-    order = [result.stdout.index(word) for word in ("Look", "doctor", "levels", "rules")]
+    order = [result.stdout.index(word) for word in ("Look", "doctor", "levels", "rules", "optimizers")]
     assert order == sorted(order)
 
 
@@ -38,6 +38,12 @@ def test_rules_are_listed():
     result = run("rules")
     assert result.exit_code == 0
     assert [name for name in rules if name not in result.stdout] == []
+
+
+def test_optimizers_are_listed():
+    result = run("optimizers")
+    assert result.exit_code == 0
+    assert [name for name in circadia.optim.OPTIMIZERS if name not in result.stdout] == []
 
 
 def test_rules_print_brackets_as_they_are(monkeypatch):

@@ -1,0 +1,92 @@
+"""Newton-Schulz: the nearest orthogonal matrix by matrix products alone (Nested Learning, eq. 42-44).
+
+The quintic of Jordan's Muon (https://kellerjordan.github.io/posts/muon/) does not converge to U V^T: its five steps
+bring every singular value near 1, to about [0.7, 1.2]. The cubic converges, more slowly, and is the one that the paper
+derives.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Coefficients = tuple[float, float, float]
+QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
+CUBIC: Coefficients = (1.5, -0.5, 0.0)
+
+
+def newton_schulz(
+    x: Tensor,
+    steps: int = 5,
+    coefficients: Coefficients = QUINTIC,
+    *,
+    eps: float = 1e-7,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """X <- a X + b (X X^T) X + c (X X^T)^2 X on matrices [..., m, n], from X / |X|_F.
+
+    A tall matrix is transposed, so that the products are of the smaller side; zero stays zero. ``dtype`` is that of
+    the products: the matrices' own if None, ``torch.bfloat16`` as in ``torch.optim.Muon``.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}: Newton-Schulz needs matrices [..., m, n]")
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    y = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:])).to(dtype or x.dtype)
+    y = y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(eps)  # no singular value is above 1
+    for _ in range(steps):
+        gram = y @ y.mT
+        # The cubic needs no product of the gram matrix with itself.
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        y = torch.baddbmm(y, poly, y, beta=a)
+    y = y.to(x.dtype)
+    return (y.mT if tall else y).reshape(x.shape)
+
+
+def inner_step(o: Tensor, g: Tensor, rate: float) -> Tensor:
+    """One step of the optimization inside Muon as printed (eq. 44): O - rate (O - g + 2 O (O^T O - I)).
+
+    From O = g with rate 1/4 it is the cubic map 1.5 g - 0.5 g g^T g. The printed objective |O^T O - I|^2 lacks the
+    term 1/2 |O - g|^2 that the step descends too.
+    """
+    eye = torch.eye(o.shape[-1], dtype=o.dtype, device=o.device)
+    return o - rate * (o - g + 2 * o @ (o.mT @ o - eye))
+
+
+def orthogonalize(
+    matrices: Sequence[Tensor],
+    steps: int = 5,
+    coefficients: Coefficients = QUINTIC,
+    *,
+    eps: float = 1e-7,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Newton-Schulz on many matrices; those of one shape, lying or standing, are one batch."""
+    batches: dict[tuple[object, ...], list[int]] = {}
+    wide = [x.mT if x.shape[-2] > x.shape[-1] else x for x in matrices]
+    for i, x in enumerate(wide):
+        batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
+    out = list(matrices)
+    for members in batches.values():
+        flat = [wide[i].reshape(-1, *wide[i].shape[-2:]) for i in members]
+        batch = flat[0] if len(flat) == 1 else torch.cat(flat)
+        parts = newton_schulz(batch, steps, coefficients, eps=eps, dtype=dtype).split([len(x) for x in flat])
+        for i, part in zip(members, parts):
+            o = part.reshape(wide[i].shape)
+            out[i] = o.mT if wide[i] is not matrices[i] else o
+    return out
+
+
+SCALES = ("none", "original", "match_rms_adamw")
+
+
+def shape_scale(kind: str, shape: torch.Size) -> float:
+    """What the step of a matrix is multiplied by, as in ``torch.optim.Muon``.
+
+    "original" sqrt(max(1, m/n)), Jordan's; "match_rms_adamw" 0.2 sqrt(max(m, n)), after which the learning rate and
+    weight decay of AdamW fit (Moonlight, arXiv 2502.16982).
+    """
+    m, n = shape[-2:]
+    if kind == "original":
+        return max(1.0, m / n) ** 0.5
+    return 0.2 * max(m, n) ** 0.5 if kind == "match_rms_adamw" else 1.0
