@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch._inductor import config as inductor
 
 from benchmarks import harness, memory_report, verify
 from benchmarks.harness import Contest, Contestant, NotMeasured, Parser, positive
@@ -193,9 +195,6 @@ class Programme:
 
     def against_eager(self, name: str, progress: Callable[[str], None]) -> None:
         """``torch.compile`` first, with its caches off: what the compiler takes is its own number."""
-        # All rules go through one function here: its limit on recompilations is meant for one caller.
-        torch.compiler.config.recompile_limit = 1000
-        torch.compiler.config.force_disable_caches = True
         rule = RULES[name]
         inputs = draw(rule, self.short)
         sync = harness.synchronizer(self.short.device)
@@ -207,8 +206,10 @@ class Programme:
             eager = Contestant("eager", task(which, fast(rule, self.chunk), inputs))
             begin = time.perf_counter()
             try:
-                compiled()
-                sync()
+                # All rules go through one function here: its limit on recompilations is meant for one caller.
+                with dynamo.patch(recompile_limit=1000), inductor.patch(force_disable_caches=True):
+                    compiled()
+                    sync()
             except Exception as error:
                 self.add("compile", name, which, self.short, [eager], absent={"compiled": harness.reason(error)})
                 continue

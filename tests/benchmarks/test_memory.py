@@ -84,8 +84,6 @@ def test_sweep_and_compile(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path) ->
         raise RuntimeError("there is no compiler")
 
     monkeypatch.setattr(memory, "SWEEP", (16, 32))
-    for name in ("recompile_limit", "force_disable_caches"):  # set by the benchmark; put back afterwards
-        monkeypatch.setattr(torch.compiler.config, name, getattr(torch.compiler.config, name))
     config = memory.options(["--rules", "linear,dgd", "--sweep", "--compile", *TINY, "--out", str(tmp_path)])
     assert config["few"] == ["dgd"]
     green = {name: {"green": True} for name in config["rules"]}
