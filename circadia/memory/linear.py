@@ -1,7 +1,7 @@
 """Matrix memories: Hebbian, delta, Oja and DGD, in one chunk-parallel form.
 
 All of them are ``M_t = a_t M_{t-1} - r_t k_t^T`` with ``r_t = e_t M_{t-1} k_t - w_t``: a retention a, an erase rate e
-and a write w. Over a tile (I + e (D1 o K K^T)) R = e g K M_0^T - w (``closed``), so R = Y M_0^T + U. Where w does not
+and a write w. Over a tile (I + e (D1 o K K^T)) R = e g K M_0^T - w (``closed``), so R = Y M_0^T - U. Where w does not
 depend on the state, Y and U of all tiles are formed at once and the state moves by ``M <- M T + B``; where it does (L2
 gradient at the chunk start) only the inverse is. The reads of all tiles are formed at once.
 """
@@ -136,13 +136,13 @@ def scan_tiles(
     states, starts, late = [], [], []
 
     if value is not None and system is None:  # Hebbian: R = -w
-        b, t, y, u = value.mT @ last, None, None, -value
+        b, t, y, u = value.mT @ last, None, None, value
     elif value is not None:
         assert system is not None and erase is not None
         lead = erase[..., None] * shift(g, 1.0) * k
-        solved = torch.linalg.solve_triangular(system, torch.cat((lead, -value), -1), upper=False, unitriangular=True)
+        solved = torch.linalg.solve_triangular(system, torch.cat((lead, value), -1), upper=False, unitriangular=True)
         y, u = solved.split([d_k, value.shape[-1]], -1)
-        t, b = total * torch.eye(d_k, dtype=k.dtype, device=k.device) - y.mT @ last, -(u.mT @ last)
+        t, b = total * torch.eye(d_k, dtype=k.dtype, device=k.device) - y.mT @ last, u.mT @ last
     else:
         assert system is not None and erase is not None
         eye = torch.eye(c, dtype=k.dtype, device=k.device).expand_as(system)
@@ -176,7 +176,7 @@ def scan_tiles(
             m = torch.baddbmm(bs[i].flatten(0, 1), m.flatten(0, 1), move.flatten(0, 1)).unflatten(0, m.shape[:2])
 
     at, begun = torch.stack(states, 2), torch.stack(starts, 2)
-    taken = torch.stack(late, 2) if value is None else (u if y is None else y @ at.mT + u)
+    taken = torch.stack(late, 2) if value is None else (-u if y is None else y @ at.mT - u)
     return Scan(g, d, at, begun, taken, {**state, "w": m} | ({START + "w": start} if how.anchored else {}))
 
 
