@@ -96,15 +96,11 @@ def normed(x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deep(Rule):
-    """State "w0" [B, H, hidden, d], ..., "w{depth-1}" [B, H, d, hidden]; keys and values share the width d."""
+class MlpMemory(Rule):
+    """What deep and self-modifying memories share: a residual MLP as state, its objective, its bounds."""
 
-    depth: int = 2
     objective: Literal["l2", "dot"] = "l2"
-    erase: Literal["none", "key", "layer"] = "none"
-    decays: bool = False  # needs the gate "alpha"
     inertia: bool = False  # Titans' momentum; needs the gate "beta"
-    norm: bool = False  # TTT's layer norm before the residual; its affine part is in the state and not written
     scale: float = 1.0  # of the inner loss
     output_scale: float | None = 1.0  # of the step of the last matrix; None is 1 / chunk
     max_target: float | None = None  # longest target
@@ -112,13 +108,7 @@ class Deep(Rule):
     bound: float | None = 4.0
 
     def __post_init__(self) -> None:
-        check.one_of("depth", self.depth, (1, 2, 3, 4))
         check.one_of("objective", self.objective, ("l2", "dot"))
-        check.one_of("erase", self.erase, ("none", "key", "layer"))
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("eta", *(("alpha",) if self.decays else ()), *(("beta",) if self.inertia else ()))
 
     @property
     def anchored(self) -> bool:
@@ -142,6 +132,25 @@ class Deep(Rule):
 
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep(MlpMemory):
+    """State "w0" [B, H, hidden, d], ..., "w{depth-1}" [B, H, d, hidden]; keys and values share the width d."""
+
+    depth: int = 2
+    erase: Literal["none", "key", "layer"] = "none"
+    decays: bool = False  # needs the gate "alpha"
+    norm: bool = False  # TTT's layer norm before the residual; its affine part is in the state and not written
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.one_of("depth", self.depth, (1, 2, 3, 4))
+        check.one_of("erase", self.erase, ("none", "key", "layer"))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("eta", *(("alpha",) if self.decays else ()), *(("beta",) if self.inertia else ()))
 
     def weights(self, d_k: int, d_v: int) -> Shapes:
         inside: list[tuple[int | None, ...]] = [(None, None) for _ in range(self.depth)]

@@ -17,38 +17,34 @@ from torch import Tensor
 
 from circadia.memory import check, reference
 from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, shorten, unit, write
-from circadia.memory.deep import inner_gradient, plain, read
+from circadia.memory.deep import MlpMemory, inner_gradient, plain, read
 from circadia.memory.layout import Flags
-from circadia.memory.rule import Gates, How, Rule, Shapes
+from circadia.memory.rule import Gates, How, Shapes
 from circadia.memory.state import MOMENTUM, START, State
 
 GATES = ("eta", "alpha")  # memories with one output
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfModifying(Rule):
+class SelfModifying(MlpMemory):
     """State per memory: NAME.w0 [B, H, hidden, d], NAME.w1 [B, H, d or 1, hidden]; eta, alpha: .skip [B, H, 1, d].
 
     gates: "x" [B, H, T, d] the stream of the rates; "eta", "alpha" optional offsets (logits) to them; "beta" the
     logit of the momentum. ``static`` memories keep their start: the projections of the ablation.
     """
 
-    objective: Literal["dot", "l2"] = "dot"
+    objective: Literal["l2", "dot"] = "dot"
     adaptive_q: bool = False
     static: tuple[str, ...] = ()
-    inertia: bool = False
     projection_chunk: int | None = None  # None: the same as chunk
     projection_rate: float = 0.1  # of the other memories, as a share of the main one's
     top_rate: float = 2.0  # eta = top_rate sigmoid(.): eigenvalues down to -1, which state tracking needs
     alpha_bias: float = 8.0  # where no offset is given: .9997 kept per token
-    scale: float = 1.0
     output_scale: float | None = None  # of the step of W_1; None is 1 / chunk
     max_target: float | None = 1.0
-    clip: float | None = 1.0
-    bound: float | None = 4.0
 
     def __post_init__(self) -> None:
-        check.one_of("objective", self.objective, ("l2", "dot"))
+        super().__post_init__()
         for name in self.static:
             check.one_of("static", name, self.memories)
         if "memory" in self.static:
@@ -67,29 +63,6 @@ class SelfModifying(Rule):
     @property
     def takes(self) -> tuple[str, ...]:
         return ("eta", "alpha")
-
-    @property
-    def anchored(self) -> bool:
-        return True
-
-    @property
-    def momentum(self) -> bool:
-        return self.inertia
-
-    @property
-    def same_width(self) -> bool:
-        return True
-
-    @property
-    def max_norm(self) -> float | None:
-        return self.bound
-
-    @property
-    def goal(self) -> str:
-        return "L2 regression, 1/2 |M(k) - v|^2" if self.objective == "l2" else "dot product, -<M(k), v>"
-
-    def last_scale(self, chunk: int) -> float:
-        return 1.0 / chunk if self.output_scale is None else self.output_scale
 
     def weights(self, d_k: int, d_v: int) -> Shapes:
         shapes: Shapes = {}
