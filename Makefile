@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: help test demo lint install clean
 
 help:
-	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
-	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 2 minutes)"
+	@echo "make test   install into $(VENV), then lint, type-check and test (about 6 minutes on 2 cores)"
+	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 1 minute)"
 	@echo "make clean  remove $(VENV) and what the runs left"
 
 install: $(STAMP)
@@ -26,7 +26,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: $(STAMP)
+	@echo "ruff, mypy and pytest: about 5 minutes on 2 cores"
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: $(STAMP)
