@@ -7,7 +7,7 @@ from circadia.memory import RULES
 from tests.memory.cases import ALL, Inputs, gap, objective, same_state
 
 
-def compiled_equals_eager(name: str, backend: str, tokens: int, chunk: int) -> None:
+def check_compiled_equals_eager(name: str, backend: str, tokens: int, chunk: int) -> None:
     rule = ALL[name]
     torch._dynamo.reset()
 
@@ -29,13 +29,13 @@ def compiled_equals_eager(name: str, backend: str, tokens: int, chunk: int) -> N
 @pytest.mark.parametrize("name", [*RULES, "titans/erase=layer", "self_modifying/two chunks, momentum", "custom_mlp"])
 def test_one_graph_forward_and_backward(name: str) -> None:
     """A whole chunk and an open one."""
-    compiled_equals_eager(name, "aot_eager", 12, 8)
+    check_compiled_equals_eager(name, "aot_eager", 12, 8)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "gated_deltanet", "oja", "dgd_l2", "titans", "self_modifying"])
 def test_the_code_generator_agrees(name: str) -> None:
     """One rule of each form through Inductor, C++ and all."""
-    compiled_equals_eager(name, "inductor", 8, 8)
+    check_compiled_equals_eager(name, "inductor", 8, 8)
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "dgd_l2", "dgd_mlp"])

@@ -118,7 +118,6 @@ def test_surprise_falls_with_repetition(name: str) -> None:
     _, _, surprise = rule(q, k, v, gates, rule.init(1, 1, 8, dtype=torch.float64), chunk=4, surprise=True)
     rounds = surprise.view(20, 8).mean(1)
     assert rounds[-1] < rounds[0] - 0.1 * rounds[0].abs()
-    assert rounds[-1] == rounds.min() or rounds[-1] < rounds[0] * 0.5 or name == "dgd_mlp"
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -13,7 +13,7 @@ every_rule = pytest.mark.parametrize("name", ALL)
 EXACT = 1e-9
 
 
-def equal_to_reference(name: str, tokens: int, **how) -> None:
+def check_equal_to_reference(name: str, tokens: int, **how) -> None:
     rule = ALL[name]
     inputs = Inputs(rule, tokens).require_grad()
     slow = rule.reference(*inputs.args(), surprise=True, **how)
@@ -33,25 +33,22 @@ def equal_to_reference(name: str, tokens: int, **how) -> None:
 @pytest.mark.parametrize(("name", "tokens", "chunk"), GRID)
 def test_fast_equals_reference(name: str, tokens: int, chunk: int) -> None:
     """Outputs, surprise, final state, and the gradients of every input and of the start."""
-    equal_to_reference(name, tokens, chunk=chunk)
+    check_equal_to_reference(name, tokens, chunk=chunk)
 
 
 @every_rule
 @pytest.mark.parametrize("read", ["previous", "chunk"])
 def test_other_reads_equal_reference(name: str, read: str) -> None:
-    equal_to_reference(name, 37, chunk=16, read=read)
+    check_equal_to_reference(name, 37, chunk=16, read=read)
 
 
 @every_rule
 def test_first_order_equals_reference(name: str) -> None:
-    rule = ALL[name]
-    inputs = Inputs(rule, 5)
-    try:
-        rule(*inputs.args(), order="first")
-    except ValueError as refused:
-        assert str(refused).startswith(f"order='first' cannot be had from {rule.name}")
+    if name in ("deltanet", "gated_deltanet", "oja", "dgd_l2_online"):  # their gradient sees the running state
+        with pytest.raises(ValueError, match=f"order='first' cannot be had from {name}"):
+            ALL[name](*Inputs(ALL[name], 5).args(), order="first")
         return
-    equal_to_reference(name, 37, chunk=16, order="first")
+    check_equal_to_reference(name, 37, chunk=16, order="first")
 
 
 @every_rule
