@@ -1,19 +1,30 @@
 """The configuration of every model: which mixer in which layer, how large, how its memories are run."""
 
 from dataclasses import field
+from itertools import pairwise
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from circadia.models.mixers.table import MIXERS
 
+CHOICES = {
+    "mlp_kind": ("swiglu", "gelu"),
+    "cms_variant": ("sequential", "nested", "independent"),
+    "cms_regime": ("context", "stream"),
+    "cms_signal": ("local", "loss"),
+    "cms_rates": ("fixed", "learned", "gated"),
+    "cms_order": ("second", "first"),
+}
+
 
 @strict
 class HopeConfig(PreTrainedConfig):
-    """A stack of blocks, each a mixer followed by a SwiGLU MLP.
+    """A stack of blocks, each a mixer followed by one or more levels of MLPs.
 
     ``mixers`` names the mixer of each layer; a shorter pattern is repeated, so that ["gated_deltanet",
-    "sliding_attention"] gives an alternating hybrid.
+    "sliding_attention"] gives an alternating hybrid. ``periods`` makes the MLPs of every block a continuum memory
+    system: the tokens between two updates of each level, fastest first; 0, last, never learns after training.
     """
 
     model_type = "hope"
@@ -23,7 +34,7 @@ class HopeConfig(PreTrainedConfig):
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int | None = None  # attention only; None: as many as heads
-    intermediate_size: int | None = None  # None: 8/3 of the hidden size, rounded up to a multiple of 16
+    intermediate_size: int | None = None  # of all levels; None: 8/3 of the hidden size, to a multiple of 16
     mixers: list[str] = field(default_factory=lambda: ["gated_deltanet"])
     chunk: int = 64  # tokens between two refreshes of a memory's gradient point; of matrix memories the parallel unit
     memory_hidden: int | None = None  # hidden width of MLP memories; None: the width of a head
@@ -32,6 +43,17 @@ class HopeConfig(PreTrainedConfig):
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    periods: list[int] = field(default_factory=lambda: [0])
+    widths: list[int] | None = None  # hidden width of each level; None: equal shares of intermediate_size
+    mlp_kind: str = "swiglu"  # or "gelu"
+    cms_variant: str = "sequential"  # "sequential" (70, 73), "nested" (72) or "independent" (74)
+    cms_regime: str = "context"  # weights of each sequence's own; "stream": slow weights that an optimizer steps
+    cms_signal: str = "local"  # predict the next token's input, chunk-parallel; "loss": the model's next-token loss
+    cms_rates: str = "gated"  # learned, and by the token; "learned", "fixed"
+    cms_rate: float = 0.3  # of the mean gradient (at most 1 long), at the beginning of training
+    cms_decay: float = 0.01  # of what was learned, per update
+    cms_order: str = "second"  # "first": outer gradients do not flow through the inner gradients' own weights
+    cms_carry: bool = False  # do the levels keep what they learned over the borders of packed documents?
     tie_word_embeddings: bool = True
     use_cache: bool = True
     bos_token_id: int | None = None
@@ -53,6 +75,52 @@ class HopeConfig(PreTrainedConfig):
     def layer_mixers(self) -> list[str]:
         """The mixer of every layer."""
         return [self.mixers[i % len(self.mixers)] for i in range(self.num_hidden_layers)]
+
+    @property
+    def level_widths(self) -> list[int]:
+        """The hidden width of every level."""
+        if self.widths is not None:
+            return self.widths
+        assert self.intermediate_size is not None
+        return [self.intermediate_size // len(self.periods)] * len(self.periods)
+
+    @property
+    def learns_from_loss(self) -> bool:
+        """Is there a level that learns in context from the model's own next-token loss?"""
+        return any(self.periods) and self.cms_regime == "context" and self.cms_signal == "loss"
+
+    def _check_levels(self):
+        """Periods, widths and the choices of the continuum memory system."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}")
+        if not self.periods:
+            raise ValueError("periods=[] is empty: give one for each level in tokens, or [0] for a plain MLP")
+        if min(self.periods) < 0:
+            raise ValueError(f"periods={self.periods}: must be at least 0 (0 never learns)")
+        learning = [p for p in self.periods if p]
+        if 0 in self.periods[:-1]:
+            raise ValueError(f"periods={self.periods}: 0 (never learns) is the slowest level, put it last")
+        for fast, slow in pairwise(learning):
+            if slow < fast:
+                raise ValueError(f"periods={self.periods} are in the wrong order: fastest first, {sorted(learning)}")
+            if slow == fast:
+                raise ValueError(f"periods={self.periods}: {fast} comes twice; make one level of them, twice as wide")
+            if slow % fast:
+                raise ValueError(
+                    f"periods={self.periods}: {slow} is not a multiple of {fast}; use {slow - slow % fast or fast * 2}"
+                )
+        if self.cms_regime == "context" and min(learning, default=2) < 2:
+            raise ValueError("periods: 1 leaves no token to predict inside a period; use at least 2 in context")
+        if self.widths is not None and len(self.widths) != len(self.periods):
+            raise ValueError(f"widths={self.widths} and periods={self.periods}: give one width for each level")
+        if min(self.level_widths) < 1:
+            raise ValueError(
+                f"widths={self.level_widths}: must be at least 1; raise intermediate_size={self.intermediate_size}"
+            )
+        for name, top in (("cms_rate", float("inf")), ("cms_decay", 1.0)):
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and {top}")
 
     def validate_architecture(self):
         """Errors name the field, the value and the fix."""
@@ -91,3 +159,4 @@ class HopeConfig(PreTrainedConfig):
             )
         if any(MIXERS[m].attention for m in self.layer_mixers) and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions need an even width of heads")
+        self._check_levels()

@@ -16,17 +16,18 @@ class Context:
     back: Tensor | None = None  # [B, T] place of each token in that order
     count: Tensor | None = None  # [B] real tokens
     since: Tensor | None = None  # [B, T] in that order: tokens since the document began, large if before this call
+    keep: bool = True  # will the state after these tokens be used?
 
     @property
     def plain(self) -> bool:
         return self.order is None
 
     @staticmethod
-    def of(mask: Tensor | None, reset: Tensor | None) -> "Context":
+    def of(mask: Tensor | None, reset: Tensor | None, keep: bool = True) -> "Context":
         if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
             mask = None
         if mask is None and reset is None:
-            return Context()
+            return Context(keep=keep)
         assert mask is not None or reset is not None
         real = torch.ones_like(reset) if mask is None else mask  # type: ignore[arg-type]
         order = (~real).long().argsort(dim=1, stable=True)
@@ -39,7 +40,7 @@ class Context:
         else:
             begun = torch.where(started.bool(), place, torch.full_like(place, -1)).cummax(1).values
             since = torch.where(begun < 0, far, place - begun)
-        return Context(mask, reset, order, order.argsort(1), count, since)
+        return Context(mask, reset, order, order.argsort(1), count, since, keep)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """What a model costs, without allocating it: parameters, state, operations per token."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
+from circadia.models.levels import Levels
 from circadia.models.mixers.table import MIXERS
 from circadia.models.model import HopeBlock
 from circadia.models.presets import count
@@ -24,25 +27,35 @@ class Cost:
 
 
 def cost(config: HopeConfig, tokens: int = 2048) -> Cost:
-    """Run one block of each kind on the meta device and count; a memory costs the same for every two chunks."""
+    """Run one mixer of each kind and the levels on the meta device and count.
+
+    A memory costs the same for every two chunks; the levels are run until each of them has learned.
+    """
     state = grows = 0
     flops = 2 * config.hidden_size * config.vocab_size
     for mixer in set(config.layer_mixers):
         at = config.layer_mixers.index(mixer)
         layers = config.layer_mixers.count(mixer)
         length = tokens if MIXERS[mixer].attention else 2 * config.chunk
-        with torch.device("meta"), torch.no_grad():
-            block = HopeBlock(config, at).requires_grad_(False)
-            with FlopCounterMode(display=False) as counter:
-                long = _bytes(block, config, length)
-            each = (long - _bytes(block, config, length // 2)) // (length - length // 2)
-        flops += layers * counter.get_total_flops() // length
+        block = _on_meta(HopeBlock, config, at).mixer
+        operations, long = _run(block, config, length)
+        each = (long - _run(block, config, length // 2)[1]) // (length - length // 2)
+        flops += layers * operations // length
         grows += layers * each
         state += layers * (long - each * length)
-    return Cost(count(config), state, grows, flops, tokens)
+    length = 2 * max(config.periods) + 1
+    operations, held = _run(_on_meta(Levels, config), config, length)
+    blocks = config.num_hidden_layers
+    return Cost(count(config), state + blocks * held, grows, flops + blocks * operations // length, tokens)
 
 
-def _bytes(block: HopeBlock, config: HopeConfig, tokens: int) -> int:
-    """Of the state after so many tokens."""
-    _, state = block(torch.zeros(1, tokens, config.hidden_size), {}, Context())
-    return sum(x.numel() * x.element_size() for x in state.values())
+def _on_meta(kind: type, *arguments: object) -> Any:
+    with torch.device("meta"):
+        return kind(*arguments).requires_grad_(False)
+
+
+def _run(part: nn.Module, config: HopeConfig, tokens: int) -> tuple[int, int]:
+    """Operations, and bytes of the state after so many tokens."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _, state = part(torch.zeros(1, tokens, config.hidden_size), {}, Context())
+    return counter.get_total_flops(), sum(x.numel() * x.element_size() for x in state.values())

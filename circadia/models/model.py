@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -13,28 +12,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
+from circadia.models.levels import Level, Levels
 from circadia.models.mixers.attention import Attention
 from circadia.models.mixers.conv import ShortConv
 from circadia.models.mixers.memory import MemoryMixer
 from circadia.models.mixers.table import MIXERS
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x)."""
-
-    def __init__(self, config: HopeConfig) -> None:
-        super().__init__()
-        assert config.intermediate_size is not None
-        self.up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, -1)
-        return self.out(F.silu(gate) * up)
-
-
 class HopeBlock(GradientCheckpointingLayer):
-    """x + mixer(norm x), then x + mlp(norm x)."""
+    """x + mixer(norm x), then x + MLP_l(norm x) for every level."""
 
     def __init__(self, config: HopeConfig, index: int) -> None:
         super().__init__()
@@ -44,14 +30,13 @@ class HopeBlock(GradientCheckpointingLayer):
             self.mixer = Attention(config, config.sliding_window if row.windowed else None)
         else:
             self.mixer = MemoryMixer(config, row)
-        self.mlp = SwiGLU(config)
-        self.norm_mixer = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.norm_mlp = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.levels = Levels(config)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, state: State, ctx: Context) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.norm_mixer(x), state, ctx)
-        x = x + y
-        return x + self.mlp(self.norm_mlp(x)), state
+        y, mixed = self.mixer(self.norm(x), state, ctx)
+        x, learned = self.levels(x + y, state, ctx)
+        return x, {**mixed, **learned}
 
 
 class HopePreTrainedModel(PreTrainedModel):
@@ -75,13 +60,14 @@ class HopePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, (MemoryMixer, ShortConv)):
+        elif isinstance(module, (MemoryMixer, ShortConv, Level, Levels)):
             module.init_weights()
         elif isinstance(module, Attention):
             init.copy_(module.inverse, module.frequencies())
-        if isinstance(module, (MemoryMixer, Attention, SwiGLU)):
-            # Each block adds to the residual stream twice: keep its variance from growing with the depth.
-            init.normal_(module.out.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
+        if isinstance(module, (MemoryMixer, Attention, Level)):
+            # Mixer and levels add to the residual stream: keep its variance from growing with the depth.
+            adds = self.config.num_hidden_layers * (1 + len(self.config.periods))
+            init.normal_(module.out.weight, std=std / adds**0.5)
 
 
 class HopeModel(HopePreTrainedModel):
@@ -124,7 +110,7 @@ class HopeModel(HopePreTrainedModel):
             )
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
-        ctx = Context.of(mask, None if reset is None else reset.bool())
+        ctx = Context.of(mask, None if reset is None else reset.bool(), keep=bool(use_cache))
         for i, block in enumerate(self.layers):
             x, state = block(x, cache.layers[i].state if cache is not None else {}, ctx)
             if cache is not None and use_cache:

@@ -15,7 +15,13 @@ ARCHITECTURES: dict[str, dict] = {
     "ttt": {"mixers": ["ttt"], "chunk": 16},
     "dla": {"mixers": ["dla"], "chunk": 16},
     "titans-lmm": {"mixers": ["titans"], "chunk": 16},
+    "hope": {"mixers": ["self_modifying"], "levels": True},
+    "hope-attention": {"mixers": ["attention"], "levels": True},
 }
+
+# Tokens between two updates of the levels. The papers name 512, 2K and 8K; tiny models are trained on shorter contexts.
+PERIODS = [512, 2048, 8192]
+TINY_PERIODS = [128, 512, 2048]
 
 # Width, blocks, heads, vocabulary. From 340m on the widths and depths of Miras (arXiv 2504.13173, Table 5) where it
 # gives them; bytes below 30m, the 32,000 pieces of the papers' tokenizer from there on.
@@ -31,7 +37,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 def preset(architecture: str, size: str) -> HopeConfig:
-    """A configuration with as many parameters as transformer++ of that size, to the nearest 16 units of its MLPs."""
+    """A configuration with as many parameters as transformer++ of that size, to the next step in width of its MLPs."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture {architecture!r} is unknown: use one of {', '.join(ARCHITECTURES)}")
     if size not in SIZES:
@@ -41,10 +47,16 @@ def preset(architecture: str, size: str) -> HopeConfig:
     model = HopeConfig(**shape, **ARCHITECTURES["transformer++"])
     if architecture == "transformer++":
         return model
-    config = HopeConfig(**shape, **ARCHITECTURES[architecture], intermediate_size=model.intermediate_size)
+    own = dict(ARCHITECTURES[architecture])
+    if own.pop("levels", False):
+        own["periods"] = TINY_PERIODS if size in ("tiny", "small") else PERIODS
+    config = HopeConfig(**shape, **own, intermediate_size=model.intermediate_size)
     assert config.intermediate_size is not None
     spare = count(model) - count(config)
-    config.intermediate_size = max(16, config.intermediate_size + round(spare / (3 * width * blocks) / 16) * 16)
+    several = len(config.periods) > 1
+    unit = len(config.periods) * (4 if several and size in ("tiny", "small") else 16)
+    units = (config.intermediate_size + spare / (3 * width * blocks)) / unit
+    config.intermediate_size = unit * max(1, round(units))
     return config
 
 

@@ -9,8 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from circadia.models import HopeCache, HopeConfig, HopeForCausalLM
 from circadia.models.mixers.table import MIXERS
 
-KINDS = {name: [name] for name in MIXERS} | {
-    "hybrid": ["gated_deltanet", "sliding_attention", "self_modifying", "attention"]
+KINDS: dict[str, dict] = {name: dict(mixers=[name]) for name in MIXERS} | {
+    "hybrid": dict(mixers=["gated_deltanet", "sliding_attention", "self_modifying", "attention"]),
+    "levels": dict(mixers=["self_modifying", "attention"], periods=[4, 8, 0]),
+    "nested": dict(mixers=["self_modifying"], periods=[3, 6, 18], cms_variant="nested"),
+    "independent": dict(mixers=["linear"], periods=[5, 15], cms_variant="independent", mlp_kind="gelu"),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 EXACT = 1e-10
@@ -18,13 +21,13 @@ EXACT = 1e-10
 
 def make(kind: str, **settings) -> HopeForCausalLM:
     torch.manual_seed(0)
-    given = dict(mixers=KINDS[kind], hidden_size=32, num_hidden_layers=len(KINDS[kind]) + 1, num_attention_heads=4)
+    given = dict(hidden_size=32, num_hidden_layers=len(KINDS[kind]["mixers"]) + 1, num_attention_heads=4, **KINDS[kind])
     given |= dict(num_key_value_heads=2, chunk=8, sliding_window=12, vocab_size=64, pad_token_id=0)
     model = HopeForCausalLM(HopeConfig(**(given | settings))).double().eval()
     # Larger than at initialisation, so that what a mixer remembers shows in the logits.
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if name.endswith(("into.weight", "q.weight", "kv.weight", "out.weight", "rates.weight")):
+            if name.endswith(("into.weight", "q.weight", "kv.weight", "out.weight", "rates.weight", "target.weight")):
                 p.mul_(6.0)
     return model
 
@@ -112,7 +115,7 @@ def test_packed_documents_are_documents_alone(kind: str) -> None:
 def test_everything_learns(kind: str) -> None:
     """Each parameter gets a finite gradient from one next-token loss, and the first loss is that of a fair guess."""
     torch.manual_seed(0)
-    config = HopeConfig(mixers=KINDS[kind], hidden_size=32, num_hidden_layers=4, num_attention_heads=2, chunk=8)
+    config = HopeConfig(**KINDS[kind], hidden_size=32, num_hidden_layers=4, num_attention_heads=2, chunk=8)
     model = HopeForCausalLM(config)
     x = torch.randint(0, 256, (2, 40))
     loss = model(x, labels=x).loss
@@ -187,7 +190,7 @@ def test_saved_and_loaded(kind: str, tmp_path) -> None:
     model, x = make(kind).float(), tokens(2, 20)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is HopeForCausalLM and AutoConfig.from_pretrained(tmp_path).mixers == KINDS[kind]
+    assert type(again) is HopeForCausalLM and AutoConfig.from_pretrained(tmp_path).mixers == KINDS[kind]["mixers"]
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     with torch.no_grad():
         assert torch.equal(model(x).logits, again.eval()(x).logits)
