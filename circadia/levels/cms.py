@@ -127,7 +127,7 @@ def reference(
         opened = {**state, **_learned(how, state, rates)}
         state = {n: choose(state["pos"] % how.period == 0, opened[n], z) for n, z in state.items()}
         if how.parent is not None:
-            moved = {**state, **_restarted(state, rates)}
+            moved = {**state, **restarted(state, rates)}
             state = {n: choose(state["pos"] % how.parent == 0, moved[n], z) for n, z in state.items()}
         w = {n: start[n] + state[n] for n in NAMES}
         ys.append(torch.where(live[:, None], mlp(how.kind, x[:, t, None], w["up"], w["out"])[:, 0], 0.0))
@@ -199,35 +199,38 @@ def _opened(how: How, state: State, flags: Flags, rates: Mapping[str, Tensor | f
     restart = flags.restarts(0)
     if restart is not None:
         state = {n: choose(restart, torch.zeros_like(z), z) if n != "pos" else z for n, z in state.items()}
-    for period, change in ((how.period, _learned), (how.parent, _restarted)):
+    for period, change in ((how.period, _learned), (how.parent, restarted)):
         if period is None or "sum.up" not in state:  # nothing has been learned yet
             continue
         due = flags.fresh(0, period)
         if due is False:
             continue
-        new = _learned(how, state, rates) if change is _learned else _restarted(state, rates)
+        new = _learned(how, state, rates) if change is _learned else restarted(state, rates)
         if due is not True:
             new = {n: choose(due, z, state[n]) for n, z in new.items()}
         state = {**state, **new}
     return state
 
 
-def _learned(how: How, state: State, rates: Mapping[str, Tensor | float]) -> State:
-    """The deltas after the period that is over, and no gradients."""
-    sums = {n: state["sum." + n] for n in NAMES}
-    zero = {n: torch.zeros_like(z) for n, z in sums.items()}
+def stepped(state: State, mean: State, rates: Mapping[str, Tensor | float], clip: float) -> State:
+    """The deltas after a period with this mean gradient, and no gradients."""
+    zero = {n: torch.zeros_like(g) for n, g in mean.items()}
     delta, home = ({n: state.get(prefix + n, zero[n]) for n in NAMES} for prefix in ("", "home."))
-    moved = update(delta, home, {n: z / how.period for n, z in sums.items()}, rates, how.clip)
+    moved = update(delta, home, mean, rates, clip)
     return {**moved, **{"sum." + n: z for n, z in zero.items()}}
 
 
-def _restarted(state: State, rates: Mapping[str, Tensor | float]) -> State:
+def restarted(state: State, rates: Mapping[str, Tensor | float]) -> State:
     """Eq. 72: the home moves toward what was learned, and the level begins there again."""
     new: State = {}
     for n in NAMES:
         home = state.get("home." + n, torch.zeros_like(state[n]))
         new[n] = new["home." + n] = home + rates["transfer"] * (state[n] - home)
     return new
+
+
+def _learned(how: How, state: State, rates: Mapping[str, Tensor | float]) -> State:
+    return stepped(state, {n: state["sum." + n] / how.period for n in NAMES}, rates, how.clip)
 
 
 def _layout(

@@ -107,9 +107,8 @@ class HopeConfig(PreTrainedConfig):
             if slow == fast:
                 raise ValueError(f"periods={self.periods}: {fast} comes twice; make one level of them, twice as wide")
             if slow % fast:
-                raise ValueError(
-                    f"periods={self.periods}: {slow} is not a multiple of {fast}; use {slow - slow % fast or fast * 2}"
-                )
+                fix = max(slow - slow % fast, 2 * fast)
+                raise ValueError(f"periods={self.periods}: {slow} is not a multiple of {fast}; use {fix}")
         if self.cms_regime == "context" and min(learning, default=2) < 2:
             raise ValueError("periods: 1 leaves no token to predict inside a period; use at least 2 in context")
         if self.widths is not None and len(self.widths) != len(self.periods):

@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from circadia.models import online
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
@@ -69,6 +70,14 @@ class HopePreTrainedModel(PreTrainedModel):
             adds = self.config.num_hidden_layers * (1 + len(self.config.periods))
             init.normal_(module.out.weight, std=std / adds**0.5)
 
+    def stream_periods(self) -> dict[str, int]:
+        """Patterns of parameter names -> tokens between two steps, for ``circadia.optim.periods``: the stream regime.
+
+        A level with a period steps once a period, everything else at every step.
+        """
+        periods = self.config.periods if self.config.cms_regime == "stream" else []
+        return {**{f"*.levels.levels.{i}.*": p for i, p in enumerate(periods) if p}, "*": 1}
+
 
 class HopeModel(HopePreTrainedModel):
     """Embeddings, blocks and a last norm."""
@@ -89,9 +98,13 @@ class HopeModel(HopePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         reset: Tensor | None = None,
+        learner: "HopeForCausalLM | None" = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """``reset`` [B, T] marks the first tokens of packed documents; ``attention_mask`` [B, past + T] real tokens."""
+        """``reset`` [B, T] marks the first tokens of packed documents; ``attention_mask`` [B, past + T] real tokens.
+
+        ``learner``: the language model around this one, if its own loss teaches the levels (``models.online``).
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -111,11 +124,28 @@ class HopeModel(HopePreTrainedModel):
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
         ctx = Context.of(mask, None if reset is None else reset.bool(), keep=bool(use_cache))
-        for i, block in enumerate(self.layers):
-            x, state = block(x, cache.layers[i].state if cache is not None else {}, ctx)
-            if cache is not None and use_cache:
-                cache.layers[i].write(state, x.shape[1])
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache if use_cache else None)
+        states = [{} for _ in self.layers] if cache is None else cache.states
+        if learner is None:
+            hidden, states = self.run(x, states, ctx)
+        else:
+            if input_ids is None or not ctx.plain or (self.gradient_checkpointing and self.training):
+                raise ValueError(
+                    "cms_signal='loss' learns from whole rows of input_ids: no padding, no packed documents, no "
+                    "inputs_embeds and no gradient checkpointing; batch rows of one length, or use cms_signal='local'"
+                )
+            hidden, states = online.read(learner, input_ids, states, ctx.keep)
+        if cache is not None and use_cache:
+            for layer, state in zip(cache.layers, states):
+                layer.write(state, x.shape[1])
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache if use_cache else None)
+
+    def run(self, x: Tensor, states: list[State], ctx: Context) -> tuple[Tensor, list[State]]:
+        """Embeddings through all blocks and the last norm, states in and out."""
+        new = []
+        for block, state in zip(self.layers, states):
+            x, state = block(x, state, ctx)
+            new.append(state)
+        return self.norm(x), new
 
 
 class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
@@ -147,7 +177,8 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits, and the next-token loss if labels are given."""
         reset = kwargs.pop("reset", None)
-        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset)
+        learner = self if self.config.learns_from_loss else None
+        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset, learner)
         keep = logits_to_keep
         kept = out.last_hidden_state[:, keep] if isinstance(keep, Tensor) else out.last_hidden_state[:, -keep:]
         logits = self.lm_head(kept)

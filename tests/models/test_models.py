@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import circadia
 from circadia.models import HopeCache, HopeConfig, HopeForCausalLM
 from circadia.models.mixers.table import MIXERS
 
@@ -15,7 +16,14 @@ KINDS: dict[str, dict] = {name: dict(mixers=[name]) for name in MIXERS} | {
     "nested": dict(mixers=["self_modifying"], periods=[3, 6, 18], cms_variant="nested"),
     "independent": dict(mixers=["linear"], periods=[5, 15], cms_variant="independent", mlp_kind="gelu"),
 }
+# Levels that learn from the next-token loss take rows in step only.
+IN_STEP = {
+    "loss": dict(mixers=["self_modifying", "attention"], periods=[4, 8, 0], cms_signal="loss"),
+    "loss, nested": dict(mixers=["gated_deltanet"], periods=[5, 15], cms_signal="loss", cms_variant="nested"),
+}
+KINDS |= IN_STEP
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_row = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in IN_STEP])
 EXACT = 1e-10
 
 
@@ -56,7 +64,7 @@ def test_streaming_is_exact(kind: str, cuts: tuple[int, ...]) -> None:
     assert cache.get_seq_length() == 45
 
 
-@every_kind
+@every_row
 def test_padded_rows_are_rows_alone(kind: str) -> None:
     """Left padding of any length, and padding again inside a later turn."""
     model, x = make(kind), tokens(3, 40)
@@ -76,7 +84,7 @@ def test_padded_rows_are_rows_alone(kind: str) -> None:
             assert gap(alone, torch.cat((first, second), 1)[b, real]) < EXACT
 
 
-@every_kind
+@every_row
 def test_padding_after_a_plain_turn(kind: str) -> None:
     """A cache that has seen no padding meets some."""
     model, x = make(kind), tokens(2, 30)
@@ -92,7 +100,7 @@ def test_padding_after_a_plain_turn(kind: str) -> None:
             assert gap(model(x[b : b + 1, real]).logits[0], torch.cat(parts, 1)[b, real]) < EXACT
 
 
-@every_kind
+@every_row
 def test_packed_documents_are_documents_alone(kind: str) -> None:
     model, x = make(kind), tokens(2, 40)
     borders = [(0, 9, 40), (0, 2, 17, 30, 39, 40)]  # the last one shorter than the window of the convolution
@@ -155,8 +163,9 @@ def test_generation(kind: str) -> None:
     """Greedy, by beams, several samples, and a second turn on the same cache, against passes without any cache."""
     model, x = make(kind), tokens(2, 11)
     mask = torch.ones_like(x)
-    mask[1, :4] = 0
-    x[1, :4] = 0
+    if kind not in IN_STEP:
+        mask[1, :4] = 0
+        x[1, :4] = 0
     greedy = model.generate(x, attention_mask=mask, max_new_tokens=9, do_sample=False)
     for b in range(2):
         row = x[b : b + 1, mask[b].bool()]
@@ -196,7 +205,7 @@ def test_saved_and_loaded(kind: str, tmp_path) -> None:
         assert torch.equal(model(x).logits, again.eval()(x).logits)
 
 
-@every_kind
+@every_row
 def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
     model, x = make(kind).train(), tokens(2, 20)
     model(x, labels=x, use_cache=False).loss.backward()
@@ -208,6 +217,24 @@ def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
         assert gap(plain[n], p.grad) < 1e-9, n
 
 
+def test_the_stream_steps_each_level_at_its_period() -> None:
+    """With any optimizer: a level of period 40 stands still for four batches of 10 tokens, then takes their mean."""
+    model = make("levels", mixers=["linear"], periods=[20, 40, 0], cms_regime="stream").train()
+    groups = circadia.optim.periods(model, model.stream_periods())
+    optimizer = circadia.optim.CMS(torch.optim.SGD(groups, lr=0.1), unit="token")
+    levels = model.model.layers[0].levels.levels
+    start, moved, grads = [level.up.weight.detach().clone() for level in levels], [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        x = tokens(1, 10, seed=step)
+        model(x, labels=x).loss.backward()
+        grads.append(levels[1].up.weight.grad.clone())
+        optimizer.step(tokens=10)
+        moved.append([not torch.equal(level.up.weight, w) for level, w in zip(levels, start)])
+    assert moved == [[False, False, True], [True, False, True], [True, False, True], [True, True, True]]
+    assert gap(levels[1].up.weight.detach(), start[1] - 0.1 * torch.stack(grads).mean(0)) < 1e-12
+
+
 BAD = {
     "mixer": (dict(mixers=["deltanett"]), "'deltanett' is unknown; use attention"),
     "no mixer": (dict(mixers=[]), "mixers=\\[\\] is empty"),
@@ -215,6 +242,18 @@ BAD = {
     "heads": (dict(num_attention_heads=3), "hidden_size=128 is not divisible by num_attention_heads=3"),
     "kv heads": (dict(num_key_value_heads=3), "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
     "chunk": (dict(chunk=0), "chunk=0: must be at least 1"),
+    "period order": (dict(periods=[64, 16]), "wrong order: fastest first, \\[16, 64\\]"),
+    "period twice": (dict(periods=[64, 64]), "64 comes twice"),
+    "period divides": (dict(periods=[64, 100]), "100 is not a multiple of 64; use 128"),
+    "period never": (dict(periods=[0, 64]), "0 \\(never learns\\) is the slowest level, put it last"),
+    "period negative": (dict(periods=[-1]), "periods=\\[-1\\]: must be at least 0"),
+    "period one": (dict(periods=[1]), "leaves no token to predict"),
+    "no period": (dict(periods=[]), "periods=\\[\\] is empty"),
+    "widths": (dict(periods=[8, 0], widths=[64]), "give one width for each level"),
+    "narrow": (dict(periods=[8, 0], intermediate_size=1), "must be at least 1; raise intermediate_size=1"),
+    "variant": (dict(cms_variant="chained"), "cms_variant='chained' is unknown; use one of sequential"),
+    "rate": (dict(cms_rate=-0.1), "cms_rate=-0.1: must lie between 0"),
+    "decay": (dict(cms_decay=1.5), "cms_decay=1.5: must lie between 0 and 1.0"),
     "odd width": (dict(hidden_size=12, mixers=["attention"]), "head_dim=3 is odd"),
 }
 
@@ -226,9 +265,77 @@ def test_wrong_configs_fail_at_construction(case: str) -> None:
         HopeConfig(**settings)
 
 
+def test_the_loss_teaches_by_the_whole_gradient() -> None:
+    """One step of a level against autograd over the plain network, and the outer gradient against differences."""
+    model, x = make("loss", mixers=["attention"], periods=[8], cms_rates="fixed", cms_decay=0.0), tokens(2, 9)
+    model.zero_grad()
+    hidden = [w for n, w in model.named_parameters() if n.endswith(("up.weight", "levels.0.out.weight"))]
+    with torch.no_grad():
+        states = model(x, use_cache=True).past_key_values.states
+    plain = make("loss", mixers=["attention"], periods=[0])
+    plain.load_state_dict(model.state_dict())
+    own = [w for n, w in plain.named_parameters() if n.endswith(("up.weight", "levels.0.out.weight"))]
+    assert len(hidden) == len(own) == 6
+    for row in range(2):
+        logits = plain(x[row : row + 1, :8]).logits[0, :-1]
+        nll = torch.nn.functional.cross_entropy(logits, x[row, 1:8], reduction="sum") / 8
+        grads = torch.autograd.grad(nll, own)
+        for at, pair in enumerate(zip(grads[::2], grads[1::2])):
+            factor = min(1.0, 1.0 / torch.stack([g.norm() for g in pair]).norm().item())
+            for n, g in zip(("up", "out"), pair):
+                assert gap(states[at][f"levels.0.{n}"][row], -0.3 * factor * g) < 1e-10
+
+
+@pytest.mark.parametrize("order", ["second", "first"])
+def test_outer_gradients_flow_through_the_loss(order: str) -> None:
+    """Finite differences along one direction: the second-order gradient is the true one, the first-order one is not."""
+    model, x = make("loss", cms_order=order, chunk=4), tokens(1, 30)
+    w = model.model.layers[0].levels.levels[0].out.weight
+    direction = torch.randn(w.shape, generator=torch.Generator().manual_seed(0), dtype=w.dtype)
+
+    def loss() -> torch.Tensor:  # in float64, unlike the loss that transformers forms
+        return torch.nn.functional.cross_entropy(model(x).logits[0, :-1], x[0, 1:])
+
+    loss().backward()
+    slope, values, h = (w.grad * direction).sum().item(), [], 1e-5
+    with torch.no_grad():
+        for step in (h, -2 * h):
+            w += step * direction
+            values.append(loss().item())
+    true = (values[0] - values[1]) / (2 * h)
+    assert (abs(slope - true) < 1e-6 * (1 + abs(true))) == (order == "second")
+
+
+def test_carried_over_documents() -> None:
+    """On request the levels keep what they learned when a document ends; attention does not see over the border."""
+    x, reset = tokens(1, 24), torch.zeros(1, 24, dtype=torch.bool)
+    reset[0, [0, 12]] = True
+    with torch.no_grad():
+        carried, alone = (
+            make("levels", mixers=["attention"], periods=[4, 0], cms_carry=carry)(x, reset=reset).logits
+            for carry in (True, False)
+        )
+    assert gap(carried[:, :12], alone[:, :12]) < EXACT and (carried - alone)[:, 12:].abs().amax() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["levels", "loss"])
+def test_rate_zero_is_the_plain_network(kind: str) -> None:
+    settings = dict(cms_rates="fixed", cms_rate=0.0)
+    model, x = make(kind, **settings), tokens(2, 30)
+    plain = make(kind, **settings, cms_regime="stream")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        assert gap(model(x).logits, plain(x).logits) < EXACT
+
+
 def test_wrong_calls() -> None:
     model, x = make("linear"), tokens(2, 8)
     from transformers import DynamicCache
+
+    padded = torch.ones(2, 8)
+    padded[0, :3] = 0
+    with pytest.raises(ValueError, match="cms_signal='loss' learns from whole rows"):
+        make("loss")(x, attention_mask=padded)
 
     for arguments, message in [
         (dict(), "exactly one of input_ids and inputs_embeds"),

@@ -33,7 +33,7 @@ class Attention(nn.Module):
         q = self.q(x).view(b, t, self.heads, self.width)
         k, v = self.kv(x).view(b, t, 2, self.kv_heads, self.width).unbind(2)
         start = state.get("next", torch.zeros(b, dtype=torch.int64, device=x.device))
-        past = state["k"].shape[1] if state else 0
+        past = state["k"].shape[1] if "k" in state else 0
         marked = not ctx.plain or "at" in state
         position, document, after = _positions(start, t, state, ctx)
         q, k = _rotate(q, position, self.inverse), _rotate(k, position, self.inverse)
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             if ctx.mask is not None:
                 here = torch.where(ctx.mask[..., None], here, torch.full_like(here, -1))
             new["at"] = here
-        if state:
+        if "k" in state:
             old = {name: state[name] for name in ("k", "v")}
             if marked:
                 old["at"] = state["at"] if "at" in state else _plain_places(start, past)
