@@ -1,5 +1,6 @@
 """Blocks, the stack, and the language model, by the conventions of transformers 5."""
 
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from circadia.models import memory_file, room
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
@@ -63,6 +65,23 @@ class HopePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HopeBlock"]  # noqa: RUF012
     _is_stateful = True  # a memory cannot be cropped, so no assisted decoding
     _supports_sdpa = True
+
+    def __init__(self, config: HopeConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        room.check(config, head=isinstance(self, GenerationMixin))
+
+    def save_memory(self, path: str | os.PathLike, cache: HopeCache) -> None:
+        """Write what was read into ``cache`` to one safetensors file, apart from the base weights."""
+        memory_file.save(self, path, cache)
+
+    def load_memory(self, path: str | os.PathLike, *, any_base: bool = False) -> HopeCache:
+        """The cache that was saved: pass it on as ``past_key_values``, and reading goes on bit for bit.
+
+        Generation, as with every Hugging Face cache, takes the whole text, or the new tokens alone with an
+        attention_mask over the ``cache.get_seq_length()`` tokens read before and the new ones.
+        A memory of another architecture is refused, and one that other base weights have written unless ``any_base``.
+        """
+        return memory_file.load(self, path, any_base)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -145,8 +164,16 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         """Generation starts from our own cache instead of one of keys and values."""
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        if generation_config.use_cache and cache is None:
             model_kwargs["past_key_values"] = HopeCache(self.config.num_hidden_layers)
+        # Without a new token transformers would cut the text from the wrong end, and a memory would read it twice.
+        if cache is not None and mask is not None and 0 < mask.shape[1] <= cache.get_seq_length():
+            raise ValueError(
+                f"input_ids and attention_mask cover {mask.shape[1]} tokens, but past_key_values has read "
+                f"{cache.get_seq_length()}: pass the whole text with something new at its end, or the new tokens with "
+                "an attention_mask over the tokens read before and the new ones"
+            )
 
     def forward(
         self,
