@@ -60,6 +60,7 @@ def save(model: "HopePreTrainedModel", path: str | os.PathLike, cache: HopeCache
         "architecture": architecture(model),
         "base": fingerprint(model),
         "seen": [layer.seen for layer in cache.layers],
+        "order": [list(state) for state in cache.states],  # of the entries: safetensors sorts them, rules count on it
         "plain": plain,
     }
     header["checksum"] = _checksum(header, tensors)
@@ -70,7 +71,7 @@ def load(model: "HopePreTrainedModel", path: str | os.PathLike, any_base: bool =
     """The cache as it was, on the model's device. ``any_base=True`` takes a memory that other weights have written."""
     header, tensors = _read(Path(path))
     saved, own = header["architecture"], architecture(model)
-    for name in sorted(saved.keys() | own.keys()):
+    for name in [*own, *saved]:  # in the order of the config: what others follow from comes first
         theirs, ours = saved.get(name, "(no such field)"), own.get(name, "(no such field)")
         if theirs != ours:
             raise ValueError(
@@ -84,9 +85,8 @@ def load(model: "HopePreTrainedModel", path: str | os.PathLike, any_base: bool =
         )
     cache = HopeCache(model.config.num_hidden_layers)
     values = {**{name: x.to(model.device) for name, x in tensors.items()}, **header["plain"]}
-    for i, layer in enumerate(cache.layers):
-        state = {name.split(".", 1)[1]: x for name, x in values.items() if name.split(".", 1)[0] == str(i)}
-        layer.write(state, header["seen"][i])
+    for i, (layer, names) in enumerate(zip(cache.layers, header["order"])):
+        layer.write({name: values[f"{i}.{name}"] for name in names}, header["seen"][i])
     return cache
 
 

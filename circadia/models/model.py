@@ -124,7 +124,11 @@ class HopeModel(HopePreTrainedModel):
         reset: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """``reset`` [B, T] marks the first tokens of packed documents; ``attention_mask`` [B, past + T] real tokens."""
+        """``reset`` [B, T] marks the first tokens of packed documents; ``attention_mask`` [B, past + T] real tokens.
+
+        Packed documents may also come as Hugging Face's collators hand them over: ``position_ids`` [B, T] that start
+        anew, and no attention_mask. Positions decide nothing else: every memory counts its own tokens.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -143,12 +147,23 @@ class HopeModel(HopePreTrainedModel):
             )
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
+        if reset is None and attention_mask is None and (cache is None or cache.get_seq_length() == 0):
+            reset = _borders(kwargs.get("position_ids"))
         ctx = Context.of(mask, None if reset is None else reset.bool())
         for i, block in enumerate(self.layers):
             x, state = block(x, cache.layers[i].state if cache is not None else {}, ctx)
             if cache is not None and use_cache:
                 cache.layers[i].write(state, x.shape[1])
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache if use_cache else None)
+
+
+def _borders(position_ids: Tensor | None) -> Tensor | None:
+    """First tokens of documents after the first one in a row; None if there is one document."""
+    if position_ids is None:
+        return None
+    starts = torch.zeros_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts if bool(starts.any()) else None
 
 
 class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
@@ -187,8 +202,10 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the next-token loss if labels are given."""
-        reset = kwargs.pop("reset", None)
-        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset)
+        reset, position_ids = kwargs.pop("reset", None), kwargs.pop("position_ids", None)
+        out = self.model(
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset, position_ids=position_ids
+        )
         keep = logits_to_keep
         kept = out.last_hidden_state[:, keep] if isinstance(keep, Tensor) else out.last_hidden_state[:, -keep:]
         logits = self.lm_head(kept)

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, HopeModel
+from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, HopeModel, memory_file
 from circadia.models.mixers.table import MIXERS
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_reading_goes_on_bit_for_bit(cls, mixers: list[str], tmp_path: Path) -> 
     loaded = again.load_memory(path)
     assert loaded.get_seq_length() == 21
     for old, new in zip(cache.states, loaded.states):
-        assert old.keys() == new.keys() and all(torch.equal(old[n], new[n]) for n in old)
+        assert list(old) == list(new) and all(torch.equal(old[n], new[n]) for n in old)
         assert {n: x.dtype for n, x in old.items()} == {n: x.dtype for n, x in new.items()}
     for size in (1, 14):
         assert torch.equal(read(model, text(2, size), cache)[0], read(again, text(2, size), loaded)[0])
@@ -70,8 +70,9 @@ def test_reading_goes_on_bit_for_bit(cls, mixers: list[str], tmp_path: Path) -> 
 
 def test_generation_goes_on_in_a_new_process(tmp_path: Path) -> None:
     """Both ways to hand over the next turn: the whole text, and the new tokens under a mask over everything."""
-    model, x = make(), text(1, 30)
-    model.save_pretrained(tmp_path)
+    make().save_pretrained(tmp_path)
+    # Both processes load the weights from the file: the last bit of a product depends on where in memory they lie.
+    model, x = HopeForCausalLM.from_pretrained(tmp_path).eval(), text(1, 30)
     model.save_memory(tmp_path / "memory.st", read(model, x[:, :21])[1])
     code = (
         "import sys, torch; from circadia.models import HopeForCausalLM\n"
@@ -132,7 +133,7 @@ def test_any_flat_dict_is_kept(tmp_path: Path) -> None:
         (dict(hidden_size=64), "hidden_size", ("32", "64")),
         (dict(num_attention_heads=8), "num_attention_heads", ("4", "8")),
         (dict(num_key_value_heads=4), "num_key_value_heads", ("2", "4")),
-        (dict(num_hidden_layers=5), "num_hidden_layers", ("4", "5")),
+        (dict(num_hidden_layers=8), "num_hidden_layers", ("4", "8")),
         (dict(chunk=16), "chunk", ("8", "16")),
         (dict(conv_window=3), "conv_window", ("4", "3")),
         (dict(sliding_window=13), "sliding_window", ("12", "13")),
@@ -146,9 +147,7 @@ def test_another_architecture_is_refused_by_name(saved, settings: dict, field: s
         with pytest.raises(ValueError) as error:
             make(**settings).load_memory(path, **options)
         message = str(error.value)
-        # hidden_size also moves the width that follows from it; the first field by name is the one shown.
-        shown = message.split(": ")[1].split("=")[0]
-        assert shown == field or (field, shown) == ("hidden_size", "hidden_size")
+        assert message.split(": ")[1].startswith(f"{field}=")
         assert f"{field}={values[0]}" in message and f"but {field}={values[1]}" in message
         assert f"load it into a model with {field}=" in message
 
@@ -244,14 +243,15 @@ for i in range(100000):
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really killed, several times, at moments that fall anywhere in a write of 4 MB."""
     path = tmp_path / "memory.safetensors"
     torch.manual_seed(0)
     model = HopeForCausalLM(HopeConfig(mixers=["linear"], hidden_size=32, num_hidden_layers=1)).eval()
+    monkeypatch.setattr(memory_file, "fingerprint", lambda model: "same")
     command = [sys.executable, "-c", WRITER, str(path)]
     cut = 0
-    for pause in (0.0, 0.004, 0.009):
+    for pause in (0.0, 0.006):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
@@ -260,10 +260,10 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
             os.kill(writer.pid, signal.SIGKILL)
             said = writer.stdout.read().split()
         last = int(said[-1]) if said else 1
-        big = model.load_memory(path, any_base=True).states[0]["big"]
+        big = model.load_memory(path).states[0]["big"]
         assert big.min() == big.max() and last <= big[0, 0] <= last + 1
         cut += len(list(tmp_path.glob(".memory.safetensors.*.tmp")))
-    assert cut <= 3  # at most the file that was being written is left beside
+    assert cut <= 2  # at most the file that was being written is left beside
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
