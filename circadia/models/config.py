@@ -106,4 +106,6 @@ class HopeConfig(PreTrainedConfig):
                 f"num_key_value_heads={self.num_key_value_heads}: queries share keys in equal groups"
             )
         if any(MIXERS[m].attention for m in self.layer_mixers) and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions need hidden_size / num_attention_heads even")
+            raise ValueError(
+                f"head_dim={self.head_dim} is odd: rotary positions need hidden_size / num_attention_heads even"
+            )

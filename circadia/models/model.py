@@ -183,9 +183,11 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         if generation_config.use_cache and cache is None:
             model_kwargs["past_key_values"] = HopeCache(self.config.num_hidden_layers)
         # Without a new token transformers would cut the text from the wrong end, and a memory would read it twice.
-        if cache is not None and mask is not None and 0 < mask.shape[1] <= cache.get_seq_length():
+        # A mask without padding has been dropped before, its length kept.
+        covered = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        if cache is not None and covered is not None and 0 < covered <= cache.get_seq_length():
             raise ValueError(
-                f"input_ids and attention_mask cover {mask.shape[1]} tokens, but past_key_values has read "
+                f"input_ids and attention_mask cover {covered} tokens, but past_key_values has read "
                 f"{cache.get_seq_length()}: pass the whole text with something new at its end, or the new tokens with "
                 "an attention_mask over the tokens read before and the new ones"
             )

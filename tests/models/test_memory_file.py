@@ -2,17 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, HopeModel, memory_file
+from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, HopeModel
 from circadia.models.mixers.table import MIXERS
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +100,11 @@ def test_any_flat_dict_is_kept(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     states = [
         {"cms.0.up.weight": whole.view(1, 3, 4).mT, "start.w": whole[:6].expand(2, 6), "pos": torch.tensor([3, 4])},
-        {"half": torch.randn(2, 3).bfloat16(), "double": torch.randn(2, dtype=torch.float64), "flag": torch.tensor([True])},
+        {
+            "half": torch.randn(2, 3).bfloat16(),
+            "double": torch.randn(2, dtype=torch.float64),
+            "flag": torch.tensor([True]),
+        },
         {"empty": torch.zeros(2, 0, 3), "scalar": torch.tensor(2.5), "step": 7, "rate": 0.1, "on": False, "name": "ü"},
         {"small": torch.tensor([-3], dtype=torch.int8), "x": torch.randn(1, requires_grad=True)},
     ]
@@ -118,7 +120,11 @@ def test_any_flat_dict_is_kept(tmp_path: Path) -> None:
         assert old.keys() == new.keys()
         for name, x in old.items():
             assert type(x) is type(new[name])
-            same = torch.equal(x, new[name]) and x.dtype == new[name].dtype if isinstance(x, torch.Tensor) else x == new[name]
+            same = (
+                torch.equal(x, new[name]) and x.dtype == new[name].dtype
+                if isinstance(x, torch.Tensor)
+                else x == new[name]
+            )
             assert same, name
     assert not loaded.states[3]["x"].requires_grad
     cache.layers[0].write({"list": [1]}, 1)
@@ -161,7 +167,9 @@ def test_another_type_is_refused(saved) -> None:
 def test_other_weights_are_refused_unless_wanted(saved) -> None:
     model, path = saved
     other = make(seed=1)
-    with pytest.raises(ValueError, match="written by base weights [0-9a-f]{12}, but this model has [0-9a-f]{12}.*any_base"):
+    with pytest.raises(
+        ValueError, match="written by base weights [0-9a-f]{12}, but this model has [0-9a-f]{12}.*any_base"
+    ):
         other.load_memory(path)
     assert other.load_memory(path, any_base=True).get_seq_length() == 21
     with torch.no_grad():  # one number of one weight is enough
@@ -229,41 +237,42 @@ def test_wrong_caches_are_not_saved(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys, torch
-from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, memory_file
-torch.manual_seed(0)
+import os, signal, sys, time, torch
+from circadia.models import HopeCache, HopeConfig, HopeForCausalLM
+torch.set_num_threads(1)
 model = HopeForCausalLM(HopeConfig(mixers=["linear"], hidden_size=32, num_hidden_layers=1)).eval()
-memory_file.fingerprint = lambda model: "same"
-cache = HopeCache(1)
+path, cache = sys.argv[1], HopeCache(1)
 model(torch.ones(1, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
-for i in range(100000):
-    cache.layers[0].state["big"] = torch.full((1, 1 << 20), float(i))
-    model.save_memory(sys.argv[1], cache)
-    print(i, flush=True)
+def halves():
+    return sum(name.endswith(".tmp") for name in os.listdir(os.path.dirname(path)))
+first, kills, left = 0, 0, 0
+while kills < 4 or not left and kills < 60:
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        for i in range(first, 1 << 30):
+            cache.layers[0].state["big"] = torch.full((1, 1 << 20), float(i))
+            model.save_memory(path, cache)
+            os.write(tell, b".")
+    os.read(told, 1)
+    while halves() == left:  # until the next write has begun
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    big = model.load_memory(path).states[0]["big"]
+    assert big.min() == big.max() >= first
+    first, kills, left = int(big[0, 0]) + 1, kills + 1, halves()
+print(left)
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Really killed, several times, at moments that fall anywhere in a write of 4 MB."""
-    path = tmp_path / "memory.safetensors"
-    torch.manual_seed(0)
-    model = HopeForCausalLM(HopeConfig(mixers=["linear"], hidden_size=32, num_hidden_layers=1)).eval()
-    monkeypatch.setattr(memory_file, "fingerprint", lambda model: "same")
-    command = [sys.executable, "-c", WRITER, str(path)]
-    cut = 0
-    for pause in (0.0, 0.006):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            writer.stdout.readline()
-            writer.stdout.readline()
-            time.sleep(pause)
-            os.kill(writer.pid, signal.SIGKILL)
-            said = writer.stdout.read().split()
-        last = int(said[-1]) if said else 1
-        big = model.load_memory(path).states[0]["big"]
-        assert big.min() == big.max() and last <= big[0, 0] <= last + 1
-        cut += len(list(tmp_path.glob(".memory.safetensors.*.tmp")))
-    assert cut <= 2  # at most the file that was being written is left beside
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the writer is a forked process")
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    """Really killed, several times and at least once in the middle of a write: half a file is beside, none in place."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "memory.safetensors")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -205,24 +205,6 @@ def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
         assert gap(plain[n], p.grad) < 1e-9, n
 
 
-BAD = {
-    "mixer": (dict(mixers=["deltanett"]), "'deltanett' is unknown; use attention"),
-    "no mixer": (dict(mixers=[]), "mixers=\\[\\] is empty"),
-    "pattern": (dict(mixers=["linear"] * 5), "mixers has 5 entries for num_hidden_layers=4"),
-    "heads": (dict(num_attention_heads=3), "hidden_size=128 is not divisible by num_attention_heads=3"),
-    "kv heads": (dict(num_key_value_heads=3), "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
-    "chunk": (dict(chunk=0), "chunk=0: must be at least 1"),
-    "odd width": (dict(hidden_size=12, mixers=["attention"]), "head_dim=3 is odd"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_wrong_configs_fail_at_construction(case: str) -> None:
-    settings, message = BAD[case]
-    with pytest.raises(Exception, match=message):
-        HopeConfig(**settings)
-
-
 def test_wrong_calls() -> None:
     model, x = make("linear"), tokens(2, 8)
     from transformers import DynamicCache
