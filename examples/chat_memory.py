@@ -28,7 +28,7 @@ def answer(model: HopeForCausalLM, cache) -> tuple[list[int], float]:
     """The new tokens alone, under a mask over everything the cache has read and them."""
     question = ids(QUESTION)
     mask = torch.ones(1, cache.get_seq_length() + question.shape[1], dtype=torch.long)
-    options = dict(max_new_tokens=12, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    options = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     out = model.generate(question, attention_mask=mask, past_key_values=cache, pad_token_id=0, **options)
     return out.sequences[0, question.shape[1] :].tolist(), torch.stack(out.logits).double().sum().item()
 

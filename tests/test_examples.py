@@ -1,6 +1,7 @@
 """Every example runs as its first lines say, and does what it claims."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ def test_memory_layer_learns_to_recall(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_chat_memory_goes_on_in_a_new_process() -> None:
     """As a user starts it: this process is in deterministic mode, which its child would not be."""
-    done = subprocess.run([sys.executable, EXAMPLES / "chat_memory.py"], capture_output=True, text=True, check=False)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "chat_memory.py"], capture_output=True, text=True, check=False, env=alone
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("equal: True\n")
 

@@ -39,8 +39,8 @@ def check(config: HopeConfig, head: bool = True, available: int | None = None) -
     if needed > available:
         numbers = needed // torch.get_default_dtype().itemsize
         raise MemoryError(
-            f"this model needs {needed:,} bytes ({needed / 2**30:.1f} GiB) for {numbers:,} parameters, but {device} has "
-            f"{available:,} bytes ({available / 2**30:.1f} GiB) available: take a smaller hidden_size="
+            f"this model needs {needed:,} bytes ({needed / 2**30:.1f} GiB) for {numbers:,} parameters, but "
+            f"{device} has {available:,} bytes ({available / 2**30:.1f} GiB) available: take a smaller hidden_size="
             f"{config.hidden_size} or num_hidden_layers={config.num_hidden_layers}, a smaller preset, or half "
             "precision (torch.set_default_dtype); `with torch.device('meta')` builds it without memory"
         )

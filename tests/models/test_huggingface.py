@@ -1,6 +1,7 @@
 """The tools of the Hugging Face world on tiny models: each tried for real."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import peft
@@ -197,10 +198,10 @@ def test_sft_trainer(packing: str | None, tmp_path: Path, tokenizer, monkeypatch
 def test_positions_that_start_anew_are_documents(mixers) -> None:
     model, x = make(mixers=mixers).double().eval(), torch.randint(3, 259, (1, 30))
     ends = (0, 7, 18, 30)
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(ends, ends[1:])])[None]
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(ends)])[None]
     with torch.no_grad():
         packed = model(x, position_ids=positions).logits
-        alone = torch.cat([model(x[:, a:b]).logits for a, b in zip(ends, ends[1:])], 1)
+        alone = torch.cat([model(x[:, a:b]).logits for a, b in pairwise(ends)], 1)
         assert (packed - alone).abs().max() < 1e-10
         assert (packed - model(x).logits).abs().max() > 1e-6
         assert torch.equal(model(x, position_ids=torch.arange(30)[None]).logits, model(x).logits)

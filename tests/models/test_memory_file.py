@@ -168,7 +168,7 @@ def test_other_weights_are_refused_unless_wanted(saved) -> None:
     model, path = saved
     other = make(seed=1)
     with pytest.raises(
-        ValueError, match="written by base weights [0-9a-f]{12}, but this model has [0-9a-f]{12}.*any_base"
+        ValueError, match=r"written by base weights [0-9a-f]{12}, but this model has [0-9a-f]{12}.*any_base"
     ):
         other.load_memory(path)
     assert other.load_memory(path, any_base=True).get_seq_length() == 21
