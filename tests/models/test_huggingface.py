@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers import pipeline as make_pipeline
 
+from circadia.memory import Rule
 from circadia.models import HopeCache, HopeConfig, HopeForCausalLM, HopeModel
 from circadia.models.mixers.table import MIXERS
 
@@ -292,6 +293,27 @@ def test_half_precision(mixers, how: str, tmp_path: Path) -> None:
     kinds = {name.split(".")[0]: w.dtype for s in cache.states for name, w in s.items() if w.is_floating_point()}
     assert kinds.get("memory", torch.float32) == torch.float32
     assert all(kind == torch.bfloat16 for name, kind in kinds.items() if name != "memory")
+
+
+@pytest.mark.parametrize("how", ["loaded", "autocast"])
+@pytest.mark.parametrize("name", [name for name, row in MIXERS.items() if not row.attention])
+def test_rules_run_in_float32(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Automatic casts would round the memory's own products, and a retention of 0.9997 would be 1 in bfloat16."""
+    seen: set = set()
+    run = Rule.__call__
+
+    def listen(self, q, k, v, gates, state, **more):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        seen.update(x.dtype for x in (q, k, v, *gates.values(), *state.values()) if x.is_floating_point())
+        return run(self, q, k, v, gates, state, **more)
+
+    monkeypatch.setattr(Rule, "__call__", listen)
+    model, x = make(mixers=[name]), torch.randint(3, 259, (2, 9))
+    if how == "loaded":
+        model = model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        model(x, labels=x).loss.backward()
+    assert seen == {False, torch.float32}
 
 
 def test_auto_classes_and_a_device_map(tmp_path: Path) -> None:
