@@ -148,7 +148,7 @@ class HopeModel(HopePreTrainedModel):
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
         if reset is None and attention_mask is None and (cache is None or cache.get_seq_length() == 0):
-            reset = _borders(kwargs.get("position_ids"))
+            reset = _borders(kwargs.get("position_ids"), x.shape[0])
         ctx = Context.of(mask, None if reset is None else reset.bool())
         for i, block in enumerate(self.layers):
             x, state = block(x, cache.layers[i].state if cache is not None else {}, ctx)
@@ -157,13 +157,13 @@ class HopeModel(HopePreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache if use_cache else None)
 
 
-def _borders(position_ids: Tensor | None) -> Tensor | None:
+def _borders(position_ids: Tensor | None, batch: int) -> Tensor | None:
     """First tokens of documents after the first one in a row; None if there is one document."""
     if position_ids is None:
         return None
     starts = torch.zeros_like(position_ids, dtype=torch.bool)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    return starts if bool(starts.any()) else None
+    return starts.expand(batch, -1) if bool(starts.any()) else None
 
 
 class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):

@@ -204,6 +204,8 @@ def test_positions_that_start_anew_are_documents(mixers) -> None:
         packed = model(x, position_ids=positions).logits
         alone = torch.cat([model(x[:, a:b]).logits for a, b in pairwise(ends)], 1)
         assert (packed - alone).abs().max() < 1e-10
+        rows = model(x.expand(2, -1), position_ids=positions).logits  # one row of positions for all
+        assert (rows - packed).abs().max() < 1e-10
         assert (packed - model(x).logits).abs().max() > 1e-6
         assert torch.equal(model(x, position_ids=torch.arange(30)[None]).logits, model(x).logits)
 
