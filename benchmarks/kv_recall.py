@@ -28,7 +28,7 @@ MODELS = ("hope", "gated-deltanet", "titans-lmm", "sliding-attention")
 
 def config(name: str) -> HopeConfig:
     """Two blocks of width 64, at the parameters of plain attention."""
-    shape = dict(vocab_size=SYMBOLS, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    shape = {"vocab_size": SYMBOLS, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     own = {"mixers": ["sliding_attention"], "sliding_window": WINDOW}
     if name != "sliding-attention":
         own = dict(ARCHITECTURES[name])
@@ -104,10 +104,12 @@ def train(name: str, seed: int, steps: int, sequences: int) -> dict:
 def report(rows: list[dict]) -> str:
     """One line a model: mean over the seeds, and the lowest and highest at the longest stretch."""
     lines = [
-        f"Accuracy by the length of the stretch between writing and asking; chance {1 / VALUES:.2%}; trained on at most "
+        f"Accuracy by the length of the stretch between writing and asking; chance {1 / VALUES:.2%}; trained on up to "
         f"{TRAINED} tokens",
         "",
-        "| model | parameters | seeds | " + " | ".join(str(s) for s in TESTED) + " | range at the longest | s to train |",
+        "| model | parameters | seeds | "
+        + " | ".join(str(s) for s in TESTED)
+        + " | range at the longest | s to train |",
         "|---|---|---|" + "---|" * (len(TESTED) + 2),
     ]
     for name in dict.fromkeys(row["model"] for row in rows):
@@ -133,9 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     given.out.mkdir(parents=True, exist_ok=True)
-    rows = [
-        train(name, seed, given.steps, given.sequences) for name in given.models for seed in range(given.seeds)
-    ]
+    rows = [train(name, seed, given.steps, given.sequences) for name in given.models for seed in range(given.seeds)]
     (given.out / "kv_recall.json").write_text(json.dumps(rows, indent=1) + "\n")
     (given.out / "kv_recall.md").write_text(report(rows))
     print(report(rows))

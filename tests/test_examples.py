@@ -1,6 +1,9 @@
 """Every example runs as its first lines say, and does what it claims."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,16 @@ def test_memory_layer_learns_to_recall(capsys: pytest.CaptureFixture[str]) -> No
     assert load("memory_layer").main(200) > 0.8
     shown = capsys.readouterr().out
     assert "dgd" in shown and "initial states trained by AdamW" in shown
+
+
+def test_chat_memory_goes_on_in_a_new_process() -> None:
+    """As a user starts it: this process is in deterministic mode, which its child would not be."""
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "chat_memory.py"], capture_output=True, text=True, check=False, env=alone
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("equal: True\n")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

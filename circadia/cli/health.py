@@ -11,6 +11,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from circadia import __version__
+from circadia.machine import memory
 
 PYTHON = (3, 11)
 
@@ -111,25 +112,6 @@ def devices() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         found["devices"].append({"name": "mps", "model": platform.machine(), "bf16": "works on macOS 14 or newer"})
     return found
-
-
-def memory() -> tuple[int | None, int | None]:
-    """Total and available memory in bytes; None where the system does not say."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None, None
-    available = None
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
-    # Inside a container the limit of the group is what counts.
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-        available = min(available, total) if available is not None else None
-    return total, available
 
 
 def compiler() -> dict[str, Any]:

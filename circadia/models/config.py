@@ -2,10 +2,12 @@
 
 from dataclasses import field
 from itertools import pairwise
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from circadia.models.fields import check_ranges, foreign, refuse_foreign, warn_foreign
 from circadia.models.mixers.table import MIXERS
 
 CHOICES = {
@@ -40,7 +42,7 @@ class HopeConfig(PreTrainedConfig):
     memory_hidden: int | None = None  # hidden width of MLP memories; None: the width of a head
     conv_window: int = 4  # of the causal convolution before a memory
     sliding_window: int = 512  # tokens that sliding_attention sees
-    rope_theta: float = 10000.0
+    rope_theta: float | int = 10000.0
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     periods: list[int] = field(default_factory=lambda: [0])
@@ -61,11 +63,23 @@ class HopeConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        refuse_foreign(type(self), kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size * 8 // 48) * 16
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Keys that a tool has added to a saved config are kept, with a warning: they decide nothing here."""
+        extra = {name: config_dict[name] for name in foreign(cls, config_dict)}
+        loaded = super().from_dict({n: x for n, x in config_dict.items() if n not in extra}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, value in extra.items():
+            setattr(config, name, value)
+        warn_foreign(cls, extra)
+        return loaded
 
     @property
     def head_dim(self) -> int:
@@ -137,6 +151,7 @@ class HopeConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_ranges(self)
         if not self.mixers:
             raise ValueError(f"mixers=[] is empty: name at least one of {', '.join(MIXERS)}")
         for mixer in self.mixers:
@@ -149,13 +164,16 @@ class HopeConfig(PreTrainedConfig):
             )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}"
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "
+                "make the width a multiple of the heads"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not divisible by "
-                f"num_key_value_heads={self.num_key_value_heads}"
+                f"num_key_value_heads={self.num_key_value_heads}: queries share keys in equal groups"
             )
         if any(MIXERS[m].attention for m in self.layer_mixers) and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions need an even width of heads")
+            raise ValueError(
+                f"head_dim={self.head_dim} is odd: rotary positions need hidden_size / num_attention_heads even"
+            )
         self._check_levels()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from circadia.levels import cms
+from circadia.memory.mlp import act
 from circadia.models.cache import State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
@@ -50,7 +51,7 @@ class Level(nn.Module):
 
     @property
     def start(self) -> State:
-        return {"up": self.up.weight, "out": self.out.weight}
+        return {"up": _weight(self.up), "out": _weight(self.out)}
 
     def rates(self) -> dict[str, Tensor | float]:
         """In float32 or better, like the deltas that they move."""
@@ -68,9 +69,9 @@ class Level(nn.Module):
 
     def read(self, x: Tensor, state: State) -> Tensor:
         """The MLP with the weights that a sequence has now."""
-        w = self.start
-        if "up" in state:
-            w = {n: (w[n] + state[n]).to(x.dtype) for n in cms.NAMES}
+        if "up" not in state:
+            return self.out(act(self.kind, self.up(x)))
+        w = {n: (start + state[n]).to(x.dtype) for n, start in self.start.items()}
         return cms.mlp(self.kind, x, w["up"], w["out"])
 
     def levels_entry(self) -> list[dict]:
@@ -92,6 +93,14 @@ class Level(nn.Module):
                 "starts_from": ["up.weight", "out.weight"],
             }
         ]
+
+
+def _weight(linear: nn.Linear) -> Tensor:
+    """Its matrix, with what an adapter around it adds (LoRA), which only a call can tell."""
+    if type(linear) is nn.Linear:
+        return linear.weight
+    w = linear.weight
+    return linear(torch.eye(w.shape[1], dtype=w.dtype, device=w.device)).mT
 
 
 class Levels(nn.Module):

@@ -1,5 +1,6 @@
 """Blocks, the stack, and the language model, by the conventions of transformers 5."""
 
+import os
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from circadia.models import online
+from circadia.models import memory_file, online, room
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
@@ -49,6 +50,23 @@ class HopePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HopeBlock"]  # noqa: RUF012
     _is_stateful = True  # a memory cannot be cropped, so no assisted decoding
     _supports_sdpa = True
+
+    def __init__(self, config: HopeConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        room.check(config, head=isinstance(self, GenerationMixin))
+
+    def save_memory(self, path: str | os.PathLike, cache: HopeCache) -> None:
+        """Write what was read into ``cache`` to one safetensors file, apart from the base weights."""
+        memory_file.save(self, path, cache)
+
+    def load_memory(self, path: str | os.PathLike, *, any_base: bool = False) -> HopeCache:
+        """The cache that was saved: pass it on as ``past_key_values``, and reading goes on bit for bit.
+
+        Generation, as with every Hugging Face cache, takes the whole text, or the new tokens alone with an
+        attention_mask over the ``cache.get_seq_length()`` tokens read before and the new ones.
+        A memory of another architecture is refused, and one that other base weights have written unless ``any_base``.
+        """
+        return memory_file.load(self, path, any_base)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -103,6 +121,8 @@ class HopeModel(HopePreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """``reset`` [B, T] marks the first tokens of packed documents; ``attention_mask`` [B, past + T] real tokens.
 
+        Packed documents may also come as Hugging Face's collators hand them over: ``position_ids`` [B, T] that start
+        anew, and no attention_mask. Positions decide nothing else: every memory counts its own tokens.
         ``learner``: the language model around this one, if its own loss teaches the levels (``models.online``).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -123,6 +143,8 @@ class HopeModel(HopePreTrainedModel):
             )
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
+        if reset is None and attention_mask is None and (cache is None or cache.get_seq_length() == 0):
+            reset = _borders(kwargs.get("position_ids"), x.shape[0])
         ctx = Context.of(mask, None if reset is None else reset.bool(), keep=bool(use_cache))
         states = [{} for _ in self.layers] if cache is None else cache.states
         if learner is None:
@@ -148,6 +170,15 @@ class HopeModel(HopePreTrainedModel):
         return self.norm(x), new
 
 
+def _borders(position_ids: Tensor | None, batch: int) -> Tensor | None:
+    """First tokens of documents after the first one in a row; None if there is one document."""
+    if position_ids is None:
+        return None
+    starts = torch.zeros_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts.expand(batch, -1) if bool(starts.any()) else None
+
+
 class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
     """The language model."""
 
@@ -161,8 +192,18 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         """Generation starts from our own cache instead of one of keys and values."""
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        if generation_config.use_cache and cache is None:
             model_kwargs["past_key_values"] = HopeCache(self.config.num_hidden_layers)
+        # Without a new token transformers would cut the text from the wrong end, and a memory would read it twice.
+        # A mask without padding has been dropped before, its length kept.
+        covered = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        if cache is not None and covered is not None and 0 < covered <= cache.get_seq_length():
+            raise ValueError(
+                f"input_ids and attention_mask cover {covered} tokens, but past_key_values has read "
+                f"{cache.get_seq_length()}: pass the whole text with something new at its end, or the new tokens with "
+                "an attention_mask over the tokens read before and the new ones"
+            )
 
     def forward(
         self,
@@ -176,9 +217,18 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the next-token loss if labels are given."""
-        reset = kwargs.pop("reset", None)
+        reset, position_ids = kwargs.pop("reset", None), kwargs.pop("position_ids", None)
         learner = self if self.config.learns_from_loss else None
-        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, reset, learner)
+        out = self.model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            reset,
+            learner,
+            position_ids=position_ids,
+        )
         keep = logits_to_keep
         kept = out.last_hidden_state[:, keep] if isinstance(keep, Tensor) else out.last_hidden_state[:, -keep:]
         logits = self.lm_head(kept)

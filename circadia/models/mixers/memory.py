@@ -1,5 +1,7 @@
 """A memory rule as a mixer: projections, convolution, gates, the rule, a norm per head and an output gate."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,13 @@ from circadia.models.mixers.conv import ShortConv
 from circadia.models.mixers.table import MixerRow
 
 MEMORY = "memory."
+
+
+def exact(device: torch.device) -> AbstractContextManager:
+    """No automatic casts: a memory's own products stay in float32."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class MemoryMixer(nn.Module):
@@ -66,27 +75,35 @@ class MemoryMixer(nn.Module):
         if not self.self_modifying:  # there the keys are made, and normalised, by the memory itself
             q, k = unit(q), unit(k)
         gates = self._gates(x)
-        if rest:
-            gates["x"] = rest[0]
         dtype = torch.promote_types(x.dtype, torch.float32)  # memories are float32 or better
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        if rest:
+            gates["x"] = rest[0].to(dtype)
         start = expand({n.replace("/", "."): w.to(dtype) for n, w in self.start.items()}, b)
         memory = {n.removeprefix(MEMORY): w for n, w in state.items() if n.startswith(MEMORY)} or start
         initial = None if ctx.reset is None else start
-        y, memory = self.rule(q, k, v, gates, memory, chunk=self.chunk, mask=ctx.mask, reset=ctx.reset, initial=initial)
+        with exact(x.device):
+            y, memory = self.rule(
+                q, k, v, gates, memory, chunk=self.chunk, mask=ctx.mask, reset=ctx.reset, initial=initial
+            )
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps) * self.norm[:, None]
         y = y.transpose(1, 2).reshape(b, t, -1).to(x.dtype) * F.silu(self.gate(x))
         return self.out(y), {"conv": past, **{MEMORY + n: w for n, w in memory.items()}}
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
-        """Each [B, H, T]: logits for self-modifying memories, else rates and retentions in range."""
+        """Each [B, H, T]: logits for self-modifying memories, else rates and retentions in range.
+
+        In float32 or better: a retention of 0.9997 would be 1 in bfloat16.
+        """
         if self.offset is None:
             return {}
         b, t, _ = x.shape
-        logits = self.offset[:, None, :, None].to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        logits = self.offset[:, None, :, None].to(dtype)
         if self.rates is None:
             logits = logits.expand(-1, b, -1, t)
         else:
-            logits = logits + self.rates(x).view(b, t, len(self.gate_names), self.heads).permute(2, 0, 3, 1)
+            logits = logits + self.rates(x).to(dtype).view(b, t, len(self.gate_names), self.heads).permute(2, 0, 3, 1)
         if self.self_modifying:
             return dict(zip(self.gate_names, logits))
         top = {"eta": self.row.top_rate}

@@ -1,0 +1,62 @@
+"""What a config may contain: ranges of its fields, and which keys are not ours."""
+
+import difflib
+import math
+from dataclasses import fields
+from typing import Any
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# What transformers itself passes to a config, or keeps in a saved one, beside its fields.
+KNOWN = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "tokenizer_class",
+    "torch_dtype",
+}
+
+
+def foreign(cls: type, keys: Any) -> list[str]:
+    """Keys that are neither fields of the config nor known to transformers."""
+    own = {f.name for f in fields(cls)}
+    return [name for name in keys if name not in own | KNOWN and not name.startswith("_")]
+
+
+def refuse_foreign(cls: type, given: dict[str, Any]) -> None:
+    """A mistyped or foreign setting would otherwise do nothing, in silence."""
+    for name in foreign(cls, given):
+        own = [f.name for f in fields(cls)]
+        near = difflib.get_close_matches(name, own, 1)
+        fix = f"did you mean {near[0]}?" if near else "leave it out; settings of generation go to generate()"
+        raise ValueError(f"{name}={given[name]!r}: {cls.__name__} has no such field: {fix}")
+
+
+def warn_foreign(cls: type, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        logger.warning(f"{name}={value!r} in a saved {cls.__name__} is none of its fields: kept, and not used")
+
+
+def check_ranges(config: Any) -> None:
+    """Settings that have a range of their own; what must fit together is checked in the config."""
+    if config.memory_hidden is not None and config.memory_hidden < 1:
+        raise ValueError(f"memory_hidden={config.memory_hidden}: must be at least 1, or None for the width of a head")
+    for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value}: must be above 0 and finite")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not 0 <= token < config.vocab_size:
+                raise ValueError(
+                    f"{name}={value}: must be from 0 to {config.vocab_size - 1} for vocab_size={config.vocab_size}, "
+                    "or None"
+                )
