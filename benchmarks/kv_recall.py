@@ -1,8 +1,9 @@
 """Do models recall what was written 1,500 tokens before? ``python -m benchmarks.kv_recall --out DIR``.
 
-A sequence has four pairs of a key and a value, a stretch of filler, and the four keys again in another order, each
-followed by its value. Only those last values are asked for. Every architecture has the same width, depth and number of
-parameters, sees the same sequences and is trained on stretches of up to 256 tokens, then tested on longer ones.
+A sequence has four pairs of a key and a value, a stretch of filler, and keys again in random order, each followed by
+its value: the values are asked for. In training there are 16 questions, in the test one for each key, so that none can
+be answered from an earlier one. Every architecture has the same width, depth and number of parameters, sees the same
+sequences and is trained on stretches of up to 256 tokens, then tested on longer ones.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from circadia.models import HopeConfig, HopeForCausalLM
 from circadia.models.presets import ARCHITECTURES, count
 
-PAIRS, KEYS, VALUES, FILLER = 4, 16, 16, 16
+PAIRS, ASKED, KEYS, VALUES, FILLER = 4, 16, 16, 16, 16
 SYMBOLS = KEYS + VALUES + FILLER
 TRAINED, TESTED, WINDOW = 256, (64, 256, 1500), 128
 BATCH, WARM = 16, 50
@@ -42,25 +43,22 @@ def config(name: str) -> HopeConfig:
     return made
 
 
-def sample(size: int, stretch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tokens [size, 4 PAIRS + stretch], and the labels: -100 where nothing is asked."""
+def sample(size: int, stretch: int, generator: torch.Generator, asked: int = PAIRS) -> tuple[Tensor, Tensor]:
+    """Tokens [size, 2 PAIRS + stretch + 2 asked], and the values that are asked for [size, asked]."""
     draw = lambda high, *shape: torch.randint(high, shape, generator=generator)  # noqa: E731
     keys = torch.rand(size, KEYS, generator=generator).argsort(1)[:, :PAIRS]
     values = KEYS + draw(VALUES, size, PAIRS)
-    order = torch.rand(size, PAIRS, generator=generator).argsort(1)
+    rounds = [torch.rand(size, PAIRS, generator=generator).argsort(1) for _ in range(asked // PAIRS)]
+    order = torch.cat(rounds, 1)
     again = torch.stack((keys.gather(1, order), values.gather(1, order)), 2)
     filler = KEYS + VALUES + draw(FILLER, size, stretch)
-    tokens = torch.cat((torch.stack((keys, values), 2).flatten(1), filler, again.flatten(1)), 1)
-    labels = torch.full_like(tokens, -100)
-    labels[:, -2 * PAIRS + 1 :: 2] = again[:, :, 1]
-    return tokens, labels
+    return torch.cat((torch.stack((keys, values), 2).flatten(1), filler, again.flatten(1)), 1), again[:, :, 1]
 
 
-def answers(model: HopeForCausalLM, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and labels of what is asked; only the end of the sequence goes through the head."""
-    logits = model(tokens, use_cache=False, logits_to_keep=2 * PAIRS).logits[:, :-1]
-    wanted = labels[:, -2 * PAIRS + 1 :]
-    return logits[wanted != -100], wanted[wanted != -100]
+def answers(model: HopeForCausalLM, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at the keys of the questions; only the end of the sequence goes through the head."""
+    logits = model(tokens, use_cache=False, logits_to_keep=2 * wanted.shape[1]).logits[:, ::2]
+    return logits.flatten(0, 1), wanted.flatten()
 
 
 @torch.no_grad()
@@ -85,7 +83,7 @@ def train(name: str, seed: int, steps: int, sequences: int) -> dict:
         # Short stretches first: what is written must be found before it can be kept.
         top = TRAINED * min(1.0, 0.1 + step / (0.6 * steps))
         stretch = int(torch.randint(1, int(top) + 1, (), generator=generator))
-        logits, wanted = answers(model, *sample(BATCH, stretch, generator))
+        logits, wanted = answers(model, *sample(BATCH, stretch, generator, ASKED))
         loss = F.cross_entropy(logits, wanted)
         optimizer.zero_grad()
         loss.backward()

@@ -60,9 +60,14 @@ def preset(architecture: str, size: str) -> HopeConfig:
     return config
 
 
-def count(config: HopeConfig) -> int:
-    """Parameters, without allocating them; tied ones once."""
-    from circadia.models.model import HopeForCausalLM
+def count(config: HopeConfig, head: bool = True) -> int:
+    """Parameters, from one block of each kind on the meta device; tied ones once."""
+    from circadia.models.model import HopeBlock
 
+    numbers = config.vocab_size * config.hidden_size * (2 if head and not config.tie_word_embeddings else 1)
+    mixers = config.layer_mixers
     with torch.device("meta"):
-        return sum(p.numel() for p in HopeForCausalLM(config).parameters())
+        for mixer in set(mixers):
+            block = HopeBlock(config, mixers.index(mixer))
+            numbers += mixers.count(mixer) * sum(p.numel() for p in block.parameters())
+    return numbers + config.hidden_size

@@ -8,15 +8,9 @@ from circadia.models.config import HopeConfig
 
 def need(config: HopeConfig, head: bool = True) -> int:
     """Bytes of the parameters in torch's default type: one block of each kind is built on the meta device."""
-    from circadia.models.model import HopeBlock  # the model asks us before it is built
+    from circadia.models.presets import count  # the model asks us before it is built
 
-    numbers = config.vocab_size * config.hidden_size * (2 if head and not config.tie_word_embeddings else 1)
-    mixers = config.layer_mixers
-    with torch.device("meta"):
-        for mixer in set(mixers):
-            block = HopeBlock(config, mixers.index(mixer))
-            numbers += mixers.count(mixer) * sum(p.numel() for p in block.parameters())
-    return (numbers + config.hidden_size) * torch.get_default_dtype().itemsize
+    return count(config, head) * torch.get_default_dtype().itemsize
 
 
 def free(device: torch.device) -> int | None:

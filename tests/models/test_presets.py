@@ -30,10 +30,11 @@ def test_sizes_are_what_their_names_say() -> None:
 def test_costs_are_those_of_a_real_run(name: str) -> None:
     """State bytes against the cache of a model that has read something; parameters against the model."""
     config = preset(name, "tiny")
+    config.periods = [period // 16 for period in config.periods]
     model, measured = HopeForCausalLM(config), cost(config)
     assert sum(p.numel() for p in model.parameters()) == measured.parameters
     config.sliding_window = 512
-    length = max(600, max(config.periods) + 1)
+    length = 600
     with torch.no_grad():
         cache = model(torch.zeros(1, length, dtype=torch.int64), use_cache=True).past_key_values
     held = sum(x.numel() * x.element_size() for state in cache.states for x in state.values())
@@ -41,6 +42,30 @@ def test_costs_are_those_of_a_real_run(name: str) -> None:
     # Two operations a weight and token in the matrices, and what the memory costs on top.
     dense = 2 * sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "start" not in n)
     assert dense * 0.9 < measured.flops_per_token < 5 * dense
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_everything_learns(name: str) -> None:
+    """Through the inner updates of every level: each parameter gets a finite gradient from one next-token loss."""
+    torch.manual_seed(0)
+    config = preset(name, "tiny")
+    config.periods = [period // 16 for period in config.periods]  # the slowest one learns twice
+    x = torch.randint(0, 256, (1, max(150, 2 * max(config.periods) + 20)))
+    model = HopeForCausalLM(config)
+    loss = model(x, labels=x, use_cache=False).loss
+    loss.backward()
+    assert abs(loss.item() / torch.tensor(256.0).log().item() - 1) < 0.03
+    for n, p in model.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, n
+
+
+def test_levels_are_seen() -> None:
+    """The continuum memory system of Hope, each level with its period, and the weights that it starts from."""
+    view = circadia.levels(HopeForCausalLM(preset("hope", "tiny")))
+    found = {level.period: level for level in view.levels if level.name == "CMS level"}
+    assert list(found) == [128, 512, 2048]
+    width = preset("hope", "tiny").level_widths[0]
+    assert found[128].state_bytes == 5 * 2 * 4 * 3 * 128 * width  # blocks; weights and gradients; float32; up and out
 
 
 def test_models_are_seen_as_levels() -> None:
