@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from circadia.optim import check
+from circadia.optim import check, sharded
 from circadia.optim.base import Base, Group, precision
 from circadia.optim.general import RATES, dgd
 from circadia.optim.rules import State
@@ -20,6 +21,10 @@ class DGD(Base):
     flows back, G the gradient of the parameter. For G to be the mean of delta x^T the loss has to be a mean over
     samples. A sample whose delta is 0 (padding, an ignored label) is not counted. `rate` and `erase` are those of
     `circadia.optim.general.dgd`.
+
+    Where several processes share a step (FSDP2, a model wrapped in `DistributedDataParallel`), C is the mean over the
+    samples of all of them. A plain parameter does not tell who shares it: if the wrapped model is not at hand, name
+    them in `process_group`.
 
     The paper's rule takes out W x together with the gradient, so a regression settles at half its target (A10);
     `erase=0` leaves gradient descent at the normalised rate.
@@ -34,11 +39,14 @@ class DGD(Base):
         rate: str = "exact",
         erase: float = 1.0,
         weight_decay: float = 0.0,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}: DGD hooks its layers")
         self.model = model
-        self.seen: dict[Tensor, tuple[Tensor, Tensor]] = {}  # weight -> sum of x x^T and number of samples
+        self.process_group = getattr(model, "process_group", None) if process_group is None else process_group
+        # Layer -> sum of x x^T and number of samples. Not weight: a sharded model has another one while it runs.
+        self.seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
         super().__init__(
             [p for p in model.parameters() if p.requires_grad] if params is None else params,
             {"lr": lr, "rate": rate, "erase": erase, "weight_decay": weight_decay},
@@ -48,7 +56,8 @@ class DGD(Base):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "model": self.model, "seen": self.seen, "hooks": self.hooks}
+        own = {"model": self.model, "seen": self.seen, "hooks": self.hooks, "process_group": self.process_group}
+        return {**super().__getstate__(), **own}
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -64,31 +73,54 @@ class DGD(Base):
     def _watch(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Wait for the gradient of this output: a forward pass without a backward one leaves no trace."""
         if output.requires_grad and layer.weight.requires_grad:
-            x, weight = args[0].detach(), layer.weight
-            output.register_hook(lambda delta: self._record(weight, x, delta))
+            x = args[0].detach()
+            output.register_hook(lambda delta: self._record(layer, x, delta))
 
     @torch.no_grad()
-    def _record(self, weight: Tensor, x: Tensor, delta: Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1]).to(precision(weight))
+    def _record(self, layer: nn.Linear, x: Tensor, delta: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).to(precision(layer.weight))
         counted = (delta.reshape(-1, delta.shape[-1]) != 0).any(-1).to(rows.dtype)
-        gram, count = self.seen.get(weight, (0.0, 0.0))
-        self.seen[weight] = (gram + (rows * counted[:, None]).mT @ rows, count + counted.sum())
+        gram, count = self.seen.get(layer, (0.0, 0.0))
+        self.seen[layer] = (gram + (rows * counted[:, None]).mT @ rows, count + counted.sum())
+
+    def _inputs(self, p: Any, layers: list[nn.Linear]) -> Tensor:
+        """Mean x x^T of the layers that share the weight p, over all processes that share a step; then forgotten."""
+        taken = [self.seen.pop(layer) for layer in layers]
+        gram, count = sum(gram for gram, _ in taken), sum(count for _, count in taken)
+        group = self.process_group
+        if group is None and sharded.spread(p):
+            if p.device_mesh.ndim > 1:
+                raise ValueError(
+                    f"a weight is spread over a mesh of {p.device_mesh.ndim} axes: name the processes that share a "
+                    "step of DGD in process_group"
+                )
+            group = p.device_mesh.get_group()
+        if group is not None:
+            for x in (gram, count):
+                dist.all_reduce(x, group=group)
+        return gram / count.clamp_min(1)
 
     def start(self, group: Group, p: Tensor) -> State:
         return {}
 
     def update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], step: int) -> None:
         lr = group["lr"].to(params[0].device) if isinstance(group["lr"], Tensor) else group["lr"]
+        layers: dict[Tensor, list[nn.Linear]] = {}
+        for layer in self.seen:
+            layers.setdefault(layer.weight, []).append(layer)
         for p, g in zip(params, grads):
-            w = p.to(g.dtype)
+            w, gram = sharded.local(p).to(g.dtype), self._inputs(p, layers[p]) if p in layers else None
+            rows = not sharded.spread(p) or all(x.is_replicate() or x.is_shard(0) for x in p.placements)
+            if gram is not None and not rows:  # W C needs whole rows
+                w, g = sharded.whole(p).to(g.dtype), sharded.whole(sharded.part_of(g, p))
             if group["weight_decay"]:
                 w = w * (1 - lr * group["weight_decay"])
-            if p in self.seen:
-                gram, count = self.seen.pop(p)
-                new = dgd(w, g, gram / count.clamp_min(1), lr, rate=group["rate"], erase=group["erase"])
+            if gram is None:
+                w = w - lr * g
             else:
-                new = w - lr * g
-            p.copy_(new)
+                w = dgd(w, g, gram, lr, rate=group["rate"], erase=group["erase"])
+                w = w if rows else sharded.local(sharded.like(w, p))
+            sharded.local(p).copy_(w)
 
     def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
         return ()  # nothing is remembered between two steps: the weights are the memory

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from circadia.optim import check
+from circadia.optim import check, sharded
 from circadia.optim.base import SECOND_MOMENT, Group, descend, zeros
 from circadia.optim.muon import READ, Orthogonal
-from circadia.optim.orthogonal import to_rms
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, shape_scale
 from circadia.optim.rules import State
 
@@ -90,26 +89,28 @@ class M3(Orthogonal):
         total = [torch.zeros_like(g) for g in grads]
         for i, (period, weight) in enumerate(zip(group["periods"], group["weights"])):
             if period == 1:
-                read = self.orthogonal(group, self._write(group, i, states, grads))
+                read = self.orthogonal(group, self._write(group, i, states, grads), params)
             else:
                 read = [state[f"orthogonal_{i}"] for state in states]
             torch._foreach_add_(total, read, alpha=weight)
             if period > 1:
-                self._collect(group, i, states, grads, step)
+                self._collect(group, i, params, states, grads, step)
         if group["beta_v"] is not None:
             torch._foreach_div_(total, self._size(group, states, grads, step))
         if group["scale"] == "rms":
-            total = [to_rms(x) for x in total]
+            sharded.rescale(total, params)
         elif group["scale"] != "none":
-            total = [x * shape_scale(group["scale"], x.shape) for x in total]
+            total = [x * shape_scale(group["scale"], p.shape) for x, p in zip(total, params)]
         descend(params, total, group["lr"], group["weight_decay"])
 
-    def _collect(self, group: Group, i: int, states: list[State], grads: list[Tensor], step: int) -> None:
+    def _collect(
+        self, group: Group, i: int, params: list[Tensor], states: list[State], grads: list[Tensor], step: int
+    ) -> None:
         """A slow level: it adds up, and is written and orthogonalised at the end of its period."""
         sums = [state[f"sum_{i}"] for state in states]
         torch._foreach_add_(sums, grads)
         if step % group["periods"][i] == 0:
-            read = self.orthogonal(group, self._write(group, i, states, sums))
+            read = self.orthogonal(group, self._write(group, i, states, sums), params)
             torch._foreach_copy_([state[f"orthogonal_{i}"] for state in states], read)
             torch._foreach_zero_(sums)
 
