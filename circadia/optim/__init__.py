@@ -8,7 +8,7 @@ optimizer = build(model, "m3", lr=3e-4)        # M3 on hidden matrices, AdamW on
 that the paper derives them from.
 """
 
-from circadia.optim.build import OPTIMIZERS, OptimizerInfo, build
+from circadia.optim.build import OPTIMIZERS, OptimizerInfo, build, trainer
 from circadia.optim.cms import CMS, periods
 from circadia.optim.combined import Combined
 from circadia.optim.dgd import DGD
@@ -36,4 +36,5 @@ __all__ = [
     "groups",
     "newton_schulz",
     "periods",
+    "trainer",
 ]

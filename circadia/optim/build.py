@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from circadia.optim import check
 from circadia.optim.combined import Combined
 from circadia.optim.dgd import DGD
 from circadia.optim.dmgd import DMGD
@@ -145,3 +146,19 @@ def build(
         except TypeError as error:
             raise ValueError(f"settings {options} do not fit AdamW: {error}") from error
     return parts[0] if len(parts) == 1 else Combined(parts)
+
+
+def trainer(name: str, *, lr: float | torch.Tensor, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """`build` for the Trainer of transformers: ``Trainer(..., optimizer_cls_and_kwargs=trainer("m3", lr=3e-4))``.
+
+    The Trainer's own `learning_rate`, `weight_decay` and `optim` are not read then; its scheduler works as always.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+    check.rate("lr", lr)
+    return _factory, {"name": name, "lr": lr, **settings}
+
+
+def _factory() -> Any:
+    """What transformers takes for a maker of optimizers: it calls this, and what it gets with (model, **settings)."""
+    return build

@@ -83,18 +83,26 @@ class DGD(Base):
         gram, count = self.seen.get(layer, (0.0, 0.0))
         self.seen[layer] = (gram + (rows * counted[:, None]).mT @ rows, count + counted.sum())
 
+    def _group(self, p: Any) -> Any:
+        """The processes that share a step; None if this one is alone."""
+        if self.process_group is not None or not dist.is_available() or not dist.is_initialized():
+            return self.process_group
+        if sharded.spread(p) and p.device_mesh.ndim == 1:
+            return p.device_mesh.get_group()
+        if dist.get_world_size() > 1:
+            raise ValueError(
+                "process_group is not set, and neither the model nor a weight says which processes share a step: give "
+                "DGD the DistributedDataParallel model, or process_group=torch.distributed.group.WORLD"
+            )
+        return None
+
     def _inputs(self, p: Any, layers: list[nn.Linear]) -> Tensor:
         """Mean x x^T of the layers that share the weight p, over all processes that share a step; then forgotten."""
-        taken = [self.seen.pop(layer) for layer in layers]
-        gram, count = sum(gram for gram, _ in taken), sum(count for _, count in taken)
-        group = self.process_group
-        if group is None and sharded.spread(p):
-            if p.device_mesh.ndim > 1:
-                raise ValueError(
-                    f"a weight is spread over a mesh of {p.device_mesh.ndim} axes: name the processes that share a "
-                    "step of DGD in process_group"
-                )
-            group = p.device_mesh.get_group()
+        gram, count = self.seen.pop(layers[0])
+        for layer in layers[1:]:
+            more = self.seen.pop(layer)
+            gram, count = gram + more[0], count + more[1]
+        group = self._group(p)
         if group is not None:
             for x in (gram, count):
                 dist.all_reduce(x, group=group)
@@ -108,6 +116,7 @@ class DGD(Base):
         layers: dict[Tensor, list[nn.Linear]] = {}
         for layer in self.seen:
             layers.setdefault(layer.weight, []).append(layer)
+        p: Any
         for p, g in zip(params, grads):
             w, gram = sharded.local(p).to(g.dtype), self._inputs(p, layers[p]) if p in layers else None
             rows = not sharded.spread(p) or all(x.is_replicate() or x.is_shard(0) for x in p.placements)
