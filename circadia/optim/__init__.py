@@ -18,6 +18,7 @@ from circadia.optim.m3 import M3
 from circadia.optim.momentum import DeltaMomentum, PreconditionedMomentum
 from circadia.optim.muon import AdaMuon, Muon
 from circadia.optim.orthogonalize import newton_schulz
+from circadia.optim.preconditioner import LearnedPreconditioner
 
 __all__ = [
     "CMS",
@@ -29,6 +30,7 @@ __all__ = [
     "Combined",
     "DeltaMomentum",
     "Groups",
+    "LearnedPreconditioner",
     "Muon",
     "OptimizerInfo",
     "PreconditionedMomentum",

@@ -16,6 +16,7 @@ from circadia.optim.groups import Groups, groups
 from circadia.optim.m3 import M3
 from circadia.optim.momentum import DeltaMomentum, PreconditionedMomentum
 from circadia.optim.muon import AdaMuon, Muon
+from circadia.optim.preconditioner import LearnedPreconditioner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,13 @@ _ROWS = [
         make=PreconditionedMomentum,
         equation="m <- a m + P g, W -= lr m  (eq. 46-47)",
         summary="momentum of gradients divided by their running size",
+    ),
+    OptimizerInfo(
+        name="learned_preconditioner",
+        make=LearnedPreconditioner,
+        equation="P -= z (P ghat - g) ghat^T, W -= lr P^-1 g  (eq. 38-41)",
+        summary="a preconditioner that is learned by gradient descent itself",
+        adamw_scale=True,
     ),
     OptimizerInfo(
         name="dmgd",

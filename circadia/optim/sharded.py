@@ -134,7 +134,8 @@ class Exchange:
 
     def __init__(self, params: Sequence[Any]) -> None:
         self.params, mesh = params, params[0].device_mesh
-        self.group: Any = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
+        self.group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
+        assert self.group is not None
         ranks = mesh.mesh.flatten().tolist()
         # Place of each process in the mesh, by its rank in the group.
         place = {dist.get_group_rank(self.group, rank): (mesh.mesh == rank).nonzero()[0].tolist() for rank in ranks}

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from circadia.optim import M3, AdaMuon, DeltaMomentum, Muon, PreconditionedMomentum, newton_schulz, orthogonal, rules
 from circadia.optim.dmgd import DeepMomentum
 from circadia.optim.general import ggd, gm, learn_preconditioner
+from circadia.optim.orthogonal import NS
 from circadia.optim.orthogonalize import CUBIC, QUINTIC, inner_step, orthogonalize
+from circadia.optim.preconditioner import Learned
 from tests.optim.cases import Net, train
 
 D = torch.float64
@@ -337,3 +339,23 @@ def test_deep_momentum() -> None:
     literal = DeepMomentum(lr=1.0, objective="ones", depth=1)
     moved = {sign: literal(torch.zeros_like(g), sign * g, literal.init(g), 1)[0] for sign in (1, -1)}
     assert torch.allclose(moved[1], moved[-1]), "the sign of the gradient makes no difference"
+
+
+def test_a_preconditioner_learns_the_root_of_the_gradients() -> None:
+    """P descends its own objective, and P^-1 g is the orthogonal matrix that it was to map to g."""
+    rule = Learned(lr=1.0, zeta=0.3, momentum=0.0, ridge=0.0, scale="none", ns=NS(steps=30, coefficients=CUBIC))
+    for shape in ((3, 5), (5, 3)):
+        g = torch.randn(shape, dtype=torch.float64)
+        wide = g if shape[0] < shape[1] else g.mT
+        u, s, vt = torch.linalg.svd(wide, full_matrices=False)
+        want = u @ vt if shape[0] < shape[1] else (u @ vt).mT
+        first, state = rule.direction(g, rule.init(g), 1)
+        torch.testing.assert_close(first, want)
+        for step in range(2, 4):
+            p = state["preconditioner"].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(0.5 * (p @ (u @ vt) - wide).square().sum(), p)
+            _, state = rule.direction(g, state, step)
+            torch.testing.assert_close(state["preconditioner"], (p - 0.3 * slope).detach())
+        for step in range(4, 60):
+            _, state = rule.direction(g, state, step)
+        torch.testing.assert_close(state["preconditioner"], u @ s.diag() @ u.mT)

@@ -1,4 +1,4 @@
-"""Our optimizers in the Trainer of transformers: it trains, saves, and a fresh one goes on as if nothing had happened."""
+"""Our optimizers in the Trainer of transformers: it trains, saves, and a fresh one goes on with what was saved."""
 
 from pathlib import Path
 
