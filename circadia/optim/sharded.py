@@ -111,7 +111,10 @@ def _on_spread(
 
 def rescale(steps: list[Tensor], params: Sequence[Any], rms: float = 0.2) -> None:
     """`circadia.optim.orthogonal.to_rms` in place, on shards: the mean is that of the whole matrix."""
-    squares = [x.square().sum((-2, -1)) for x in steps]
+    if all(x.ndim == 2 for x in steps):
+        squares = list(torch.stack(torch._foreach_norm(steps)).square().unbind())
+    else:
+        squares = [x.square().sum((-2, -1)) for x in steps]
     together: dict[tuple[Any, ...], list[int]] = {}
     for i, p in enumerate(params):
         if spread(p):
@@ -119,14 +122,16 @@ def rescale(steps: list[Tensor], params: Sequence[Any], rms: float = 0.2) -> Non
             if cut:
                 together.setdefault((p.device_mesh, cut, squares[i].dtype), []).append(i)
     for (mesh, cut, _), members in together.items():
-        flat = torch.cat([squares[i].flatten() for i in members])
+        sums = torch.cat([squares[i].flatten() for i in members])
         for dim in cut:
-            dist.all_reduce(flat, group=mesh.get_group(dim))
-        for i, part in zip(members, flat.split([squares[i].numel() for i in members])):
+            dist.all_reduce(sums, group=mesh.get_group(dim))
+        for i, part in zip(members, sums.split([squares[i].numel() for i in members])):
             squares[i] = part.reshape(squares[i].shape)
-    for x, p, square in zip(steps, params, squares):
-        size = (square / (p.shape[-2] * p.shape[-1])).sqrt()
-        x.mul_((rms / size.clamp_min(torch.finfo(x.dtype).tiny))[..., None, None])
+    counts = [p.shape[-2] * p.shape[-1] for p in params]
+    sizes = torch._foreach_sqrt(torch._foreach_div(squares, counts))
+    torch._foreach_clamp_min_(sizes, torch.finfo(steps[0].dtype).tiny)
+    factors = [rms / size for size in sizes]
+    torch._foreach_mul_(steps, [f if f.ndim == 0 else f[..., None, None] for f in factors])
 
 
 class Exchange:

@@ -10,7 +10,7 @@ from circadia.optim import M3, AdaMuon, DeltaMomentum, Muon, PreconditionedMomen
 from circadia.optim.dmgd import DeepMomentum
 from circadia.optim.general import ggd, gm, learn_preconditioner
 from circadia.optim.orthogonal import NS
-from circadia.optim.orthogonalize import CUBIC, QUINTIC, inner_step, orthogonalize
+from circadia.optim.orthogonalize import CUBIC, QUINTIC, gram_newton_schulz, inner_step, orthogonalize
 from circadia.optim.preconditioner import Learned
 from tests.optim.cases import Net, train
 
@@ -80,6 +80,19 @@ def test_batches_and_tall_matrices() -> None:
         alone = torch.stack([newton_schulz(one) for one in flat]).reshape(x.shape)
         assert (got - alone).abs().max() < 1e-12
         assert (newton_schulz(x.mT) - alone.mT).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("coefficients", [QUINTIC, CUBIC])
+@pytest.mark.parametrize("rank", [2, 16])
+def test_the_form_on_gram_matrices(coefficients: tuple[float, float, float], rank: int) -> None:
+    """It is the plain form, for matrices of low rank too; in float32 up to what its rounding leaves."""
+    x = torch.randn(3, 16, rank, dtype=D) @ torch.randn(3, rank, 40, dtype=D)
+    for dtype, bound in ((D, 1e-12), (torch.float32, 1e-4)):
+        for given in (x, x.mT):
+            want = newton_schulz(given, 5, coefficients)
+            got = gram_newton_schulz(given.to(dtype), 5, coefficients)
+            assert (got - want).abs().max() < bound
+    assert torch.equal(gram_newton_schulz(torch.zeros(2, 5)), torch.zeros(2, 5))
 
 
 def test_the_inner_optimization_of_muon() -> None:
