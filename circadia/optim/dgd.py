@@ -10,8 +10,11 @@ from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check, sharded
 from circadia.optim.base import Base, Group, precision
-from circadia.optim.general import RATES, dgd
+from circadia.optim.general import RATES, dgd, dgd_from_outputs
 from circadia.optim.rules import State
+
+# Sums over the samples of a layer since the last step: "gram" of x x^T, "held" of (W x) x^T, "size" of |x|^2, "count".
+Seen = dict[str, Tensor]
 
 
 class DGD(Base):
@@ -44,9 +47,10 @@ class DGD(Base):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}: DGD hooks its layers")
         self.model = model
+        self.outputs = True  # may W x stand in for x x^T?
         self.process_group = getattr(model, "process_group", None) if process_group is None else process_group
-        # Layer -> sum of x x^T and number of samples. Not weight: a sharded model has another one while it runs.
-        self.seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+        # Not weight -> ...: a sharded model has another one while it runs.
+        self.seen: dict[nn.Linear, Seen] = {}
         super().__init__(
             [p for p in model.parameters() if p.requires_grad] if params is None else params,
             {"lr": lr, "rate": rate, "erase": erase, "weight_decay": weight_decay},
@@ -56,7 +60,7 @@ class DGD(Base):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"model": self.model, "seen": self.seen, "hooks": self.hooks, "process_group": self.process_group}
+        own = {name: getattr(self, name) for name in ("model", "seen", "hooks", "outputs", "process_group")}
         return {**super().__getstate__(), **own}
 
     def remove(self) -> None:
@@ -68,20 +72,39 @@ class DGD(Base):
     def check(self, group: Group) -> None:
         super().check(group)
         check.one_of("rate", group["rate"], RATES)
+        self.outputs &= group["rate"] != "proximal"
         check.rate("erase", group["erase"])
 
     def _watch(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Wait for the gradient of this output: a forward pass without a backward one leaves no trace."""
         if output.requires_grad and layer.weight.requires_grad:
-            x = args[0].detach()
-            output.register_hook(lambda delta: self._record(layer, x, delta))
+            x, y = args[0].detach(), output.detach()
+            version = y._version
+            output.register_hook(lambda delta: self._record(layer, x, y if y._version == version else None, delta))
 
     @torch.no_grad()
-    def _record(self, layer: nn.Linear, x: Tensor, delta: Tensor) -> None:
+    def _record(self, layer: nn.Linear, x: Tensor, y: Tensor | None, delta: Tensor) -> None:
+        """Take in the samples of one pass; ``y`` is the output, None if it was overwritten."""
         rows = x.reshape(-1, x.shape[-1]).to(precision(layer.weight))
         counted = (delta.reshape(-1, delta.shape[-1]) != 0).any(-1).to(rows.dtype)
-        gram, count = self.seen.get(layer, (0.0, 0.0))
-        self.seen[layer] = (gram + (rows * counted[:, None]).mT @ rows, count + counted.sum())
+        kept = rows * counted[:, None]
+        sums = self.seen.setdefault(layer, {})
+        if y is not None and self._by_outputs(layer, len(rows), y.dtype):
+            out = y.reshape(-1, y.shape[-1])
+            out = out if layer.bias is None else out - layer.bias
+            new = {"held": out.mT @ kept}
+        else:
+            new = {"gram": kept.mT @ rows}
+        new |= {"size": (kept * rows).sum(), "count": counted.sum()}
+        for name, x in new.items():
+            sums[name] = sums[name] + x if name in sums else x
+
+    def _by_outputs(self, layer: nn.Linear, samples: int, dtype: torch.dtype) -> bool:
+        """Is the sum of (W x) x^T less work than that of x x^T, and no less exact?"""
+        m, n = layer.out_features, layer.in_features
+        exact = dtype == layer.weight.dtype == precision(layer.weight)
+        there = layer.bias is None or not sharded.spread(layer.bias)
+        return self.outputs and exact and there and m * n * samples <= n * n * samples + m * n * n
 
     def _group(self, p: Any) -> Any:
         """The processes that share a step; None if this one is alone."""
@@ -96,17 +119,18 @@ class DGD(Base):
             )
         return None
 
-    def _inputs(self, p: Any, layers: list[nn.Linear]) -> Tensor:
-        """Mean x x^T of the layers that share the weight p, over all processes that share a step; then forgotten."""
-        gram, count = self.seen.pop(layers[0])
+    def _inputs(self, p: Any, layers: list[nn.Linear]) -> Seen:
+        """Means over the samples of all layers that share a weight and all processes that share a step; then gone."""
+        total = self.seen.pop(layers[0])
         for layer in layers[1:]:
-            more = self.seen.pop(layer)
-            gram, count = gram + more[0], count + more[1]
+            for name, x in self.seen.pop(layer).items():
+                total[name] = total[name] + x if name in total else x
         group = self._group(p)
         if group is not None:
-            for x in (gram, count):
+            for x in total.values():
                 dist.all_reduce(x, group=group)
-        return gram / count.clamp_min(1)
+        count = total.pop("count").clamp_min(1)
+        return {name: x / count for name, x in total.items()}
 
     def start(self, group: Group, p: Tensor) -> State:
         return {}
@@ -118,17 +142,23 @@ class DGD(Base):
             layers.setdefault(layer.weight, []).append(layer)
         p: Any
         for p, g in zip(params, grads):
-            w, gram = sharded.local(p).to(g.dtype), self._inputs(p, layers[p]) if p in layers else None
+            w, seen = sharded.local(p).to(g.dtype), self._inputs(p, layers[p]) if p in layers else None
             rows = not sharded.spread(p) or all(x.is_replicate() or x.is_shard(0) for x in p.placements)
-            if gram is not None and not rows:  # W C needs whole rows
+            if seen is not None and not rows:  # W C needs whole rows
                 w, g = sharded.whole(p).to(g.dtype), sharded.whole(sharded.part_of(g, p))
-            if group["weight_decay"]:
-                w = w * (1 - lr * group["weight_decay"])
-            if gram is None:
+            kept = 1 - lr * group["weight_decay"]
+            w = w * kept if group["weight_decay"] else w
+            if seen is None:
                 w = w - lr * g
+            elif "held" not in seen:
+                w = dgd(w, g, seen["gram"], lr, rate=group["rate"], erase=group["erase"])
             else:
-                w = dgd(w, g, gram, lr, rate=group["rate"], erase=group["erase"])
-                w = w if rows else sharded.local(sharded.like(w, p))
+                held = seen["held"] * kept
+                held = sharded.local(sharded.like(held, p)) if rows else held
+                held = held + w @ seen["gram"] if "gram" in seen else held
+                size = seen["size"] if group["rate"] == "exact" else 1.0
+                w = dgd_from_outputs(w, g, held, size, lr, erase=group["erase"])
+            w = w if rows or seen is None else sharded.local(sharded.like(w, p))
             sharded.local(p).copy_(w)
 
     def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:

@@ -219,10 +219,11 @@ def test_m3_with_one_level_is_orthogonal_momentum() -> None:
 def test_m3_rests_its_slow_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton-Schulz runs once a step, and once more at the end of a period."""
     calls = []
-    monkeypatch.setattr(
-        "circadia.optim.orthogonalize.newton_schulz",
-        lambda x, *a, **k: calls.append(len(x)) or newton_schulz(x, *a, **k),
-    )
+    for form in (newton_schulz, gram_newton_schulz):
+        monkeypatch.setattr(
+            f"circadia.optim.orthogonalize.{form.__name__}",
+            lambda x, *a, form=form, **k: calls.append(len(x)) or form(x, *a, **k),
+        )
     net = Net()
     train(net, M3(net.parameters(), lr=0.01, periods=(1, 4)), 0, 8)
     # Two batches a step: three matrices of one shape (one lies), and one of another.
