@@ -121,7 +121,7 @@ def example(times: dict[str, Tensor], steps: int) -> int:
     return int(rows[times["momentum"][rows].argsort()[len(rows) // 2]])
 
 
-TASK_RATES = tuple(10.0 ** (i / 2) for i in range(-8, 3))
+TASK_RATES = tuple(10.0 ** (i / 2) for i in range(-6, 3))
 Make = Callable[[nn.Module, float], torch.optim.Optimizer]
 LEARNERS: dict[str, Make] = {
     "SGD": lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr),
@@ -258,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmark": "toys",
         "machine": harness.machine("cpu"),
         "valley": valley(200 if args.quick else 1000),
-        "tasks": tasks(20 if args.quick else 100, 2 if args.quick else 5),
-        "lags": lags(250 if args.quick else 650, 1 if args.quick else 2),
+        "tasks": tasks(20 if args.quick else 60, 2 if args.quick else 3),
+        "lags": lags(250 if args.quick else 650, 1),
     }
     results["seconds"] = round(time.perf_counter() - begin, 1)
     harness.write_json(args.out / "toys.json", _finite(results))
