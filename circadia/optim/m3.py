@@ -94,6 +94,8 @@ class M3(Orthogonal):
                 read = [state[f"orthogonal_{i}"] for state in states]
             if total:
                 torch._foreach_add_(total, read, alpha=weight)
+            elif period == 1 and weight == 1:  # made in this step, so it may be changed
+                total = read
             else:
                 total = list(torch._foreach_mul(read, weight))
             if period > 1:
