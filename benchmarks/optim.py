@@ -27,7 +27,7 @@ from benchmarks import harness
 from benchmarks.optim_tasks import TASKS
 from circadia.optim import Combined, build, groups
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 DECAYS = (0.0, 0.1)
 TUNING_SEED = 1000  # the reported ones are 0, 1, 2
 FORMAT = 1  # of a line; another one's runs are made again

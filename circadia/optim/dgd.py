@@ -89,22 +89,21 @@ class DGD(Base):
         counted = (delta.reshape(-1, delta.shape[-1]) != 0).any(-1).to(rows.dtype)
         kept = rows * counted[:, None]
         sums = self.seen.setdefault(layer, {})
-        if y is not None and self._by_outputs(layer, len(rows), y.dtype):
+        if y is not None and self._by_outputs(layer, y.dtype):
             out = y.reshape(-1, y.shape[-1])
             out = out if layer.bias is None else out - layer.bias
             new = {"held": out.mT @ kept}
         else:
             new = {"gram": kept.mT @ rows}
         new |= {"size": (kept * rows).sum(), "count": counted.sum()}
-        for name, x in new.items():
-            sums[name] = sums[name] + x if name in sums else x
+        for name, value in new.items():
+            sums[name] = sums[name] + value if name in sums else value
 
-    def _by_outputs(self, layer: nn.Linear, samples: int, dtype: torch.dtype) -> bool:
-        """Is the sum of (W x) x^T less work than that of x x^T, and no less exact?"""
-        m, n = layer.out_features, layer.in_features
+    def _by_outputs(self, layer: nn.Linear, dtype: torch.dtype) -> bool:
+        """Is (W x) x^T less work than x x^T, and no less exact? By shapes alone, so that all processes agree."""
         exact = dtype == layer.weight.dtype == precision(layer.weight)
         there = layer.bias is None or not sharded.spread(layer.bias)
-        return self.outputs and exact and there and m * n * samples <= n * n * samples + m * n * n
+        return self.outputs and exact and there and layer.out_features <= layer.in_features
 
     def _group(self, p: Any) -> Any:
         """The processes that share a step; None if this one is alone."""
