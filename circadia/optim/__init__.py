@@ -8,7 +8,7 @@ optimizer = build(model, "m3", lr=3e-4)        # M3 on hidden matrices, AdamW on
 that the paper derives them from.
 """
 
-from circadia.optim.build import OPTIMIZERS, OptimizerInfo, build
+from circadia.optim.build import OPTIMIZERS, OptimizerInfo, build, trainer
 from circadia.optim.cms import CMS, periods
 from circadia.optim.combined import Combined
 from circadia.optim.dgd import DGD
@@ -18,6 +18,7 @@ from circadia.optim.m3 import M3
 from circadia.optim.momentum import DeltaMomentum, PreconditionedMomentum
 from circadia.optim.muon import AdaMuon, Muon
 from circadia.optim.orthogonalize import newton_schulz
+from circadia.optim.preconditioner import LearnedPreconditioner
 
 __all__ = [
     "CMS",
@@ -29,6 +30,7 @@ __all__ = [
     "Combined",
     "DeltaMomentum",
     "Groups",
+    "LearnedPreconditioner",
     "Muon",
     "OptimizerInfo",
     "PreconditionedMomentum",
@@ -36,4 +38,5 @@ __all__ = [
     "groups",
     "newton_schulz",
     "periods",
+    "trainer",
 ]

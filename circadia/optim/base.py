@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from circadia.optim import check
+from circadia.optim import check, sharded
 from circadia.optim.rules import Rule, State
 
 Group = dict[str, Any]
@@ -16,6 +16,9 @@ SECOND_MOMENT = "the H of Adam's element-wise regression (eq. 101-105)"
 
 class Base(Optimizer):
     """Subclasses fill in `start` (the state of a parameter) and `update` (one step of a list of parameters).
+
+    `update` gets parameters as they are, and of gradients and states what this process holds; see
+    `circadia.optim.sharded` for what needs more.
 
     States are float32 (float64 for float64 parameters), whatever the parameter's own type. Gradients are read and
     never changed. A parameter counts its own steps, so one without a gradient stands still in every respect.
@@ -107,8 +110,8 @@ class Base(Optimizer):
             state["step"] += 1
             params, grads, states = ready.setdefault(int(state["step"]), ([], [], []))
             params.append(p)
-            grads.append(p.grad.to(precision(p)))
-            states.append(state)
+            grads.append(sharded.gradient(p).to(precision(p)))
+            states.append({name: sharded.local(x) for name, x in state.items()} if sharded.spread(p) else state)
         return ready
 
     @torch.no_grad()
@@ -142,6 +145,7 @@ def zeros(p: Tensor) -> Tensor:
 
 def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_decay: Any) -> None:
     """W <- (1 - lr weight_decay) W - lr direction. A tensor rate may change without a new compilation."""
+    params = [sharded.local(p) for p in params]
     if isinstance(lr, Tensor):
         for p, direction in zip(params, directions):
             rate = lr.to(p.device)
@@ -155,37 +159,53 @@ def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_deca
 
 
 def held_bytes(optimizer: Optimizer, group: Group, names: Iterable[str]) -> int:
-    """Bytes that are kept under these names; 0 before the first step."""
+    """Bytes that this process keeps under these names; 0 before the first step."""
     states = [optimizer.state.get(p, {}) for p in group["params"]]
-    tensors = [state[name] for name in names for state in states if name in state]
+    tensors = [sharded.local(state[name]) for name in names for state in states if name in state]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class RuleOptimizer(Base):
-    """Any pure rule as a torch optimizer: the rule under vmap over all parameters of one shape."""
+    """Any pure rule as a torch optimizer: the rule under vmap over all parameters of one shape.
+
+    A rule that is not element-wise sees whole parameters: of sharded ones every process gathers all, does the same and
+    keeps its part.
+    """
 
     def rule(self, group: Group) -> Rule:
         """The rule with the settings of a group."""
         raise NotImplementedError
 
     def start(self, group: Group, p: Tensor) -> State:
-        return self.rule(group).init(p.detach().to(precision(p)))
+        made = self.rule(group).init(sharded.whole(p.detach()).to(precision(p)))
+        return {name: sharded.like(x, p) for name, x in made.items()}
 
     def update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], step: int) -> None:
         rule = self.rule(group)
+        own = [sharded.local(p) for p in params]
         shapes: dict[tuple[Any, ...], list[int]] = {}
-        for i, p in enumerate(params):
+        for i, p in enumerate(own if rule.elementwise else params):
             shapes.setdefault((p.shape, p.dtype, p.device), []).append(i)
         for members in shapes.values():
             names = [name for name in states[members[0]] if name != "step"]
-            w = torch.stack([params[i].to(grads[i].dtype) for i in members])
-            grad = torch.stack([grads[i] for i in members])
-            held = {name: torch.stack([states[i][name] for i in members]) for name in names}
+            if rule.elementwise:
+                given, slopes = [own[i] for i in members], [grads[i] for i in members]
+                held = {name: [states[i][name] for i in members] for name in names}
+            else:
+                given = [sharded.whole(params[i]) for i in members]
+                slopes = [sharded.whole(sharded.part_of(grads[i], params[i])) for i in members]
+                held = {name: [sharded.whole(self.state[params[i]][name]) for i in members] for name in names}
 
             def one(w: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State]:
                 return rule(w, grad, state, step)
 
-            w, held = torch.vmap(one)(w, grad, held)
-            torch._foreach_copy_([params[i] for i in members], list(w.unbind()))
-            for name in names:
-                torch._foreach_copy_([states[i][name] for i in members], list(held[name].unbind()))
+            w = torch.stack(given).to(slopes[0].dtype)
+            w, new = torch.vmap(one)(w, torch.stack(slopes), {name: torch.stack(xs) for name, xs in held.items()})
+            for targets, made in [
+                ([own[i] for i in members], w),
+                *(([states[i][name] for i in members], new[name]) for name in names),
+            ]:
+                parts = list(made.unbind())
+                if not rule.elementwise:
+                    parts = [sharded.local(sharded.like(part, params[i])) for part, i in zip(parts, members)]
+                torch._foreach_copy_(targets, parts)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from circadia.optim import check
 from circadia.optim.combined import Combined
 from circadia.optim.dgd import DGD
 from circadia.optim.dmgd import DMGD
@@ -15,6 +16,7 @@ from circadia.optim.groups import Groups, groups
 from circadia.optim.m3 import M3
 from circadia.optim.momentum import DeltaMomentum, PreconditionedMomentum
 from circadia.optim.muon import AdaMuon, Muon
+from circadia.optim.preconditioner import LearnedPreconditioner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,13 @@ _ROWS = [
         summary="momentum of gradients divided by their running size",
     ),
     OptimizerInfo(
+        name="learned_preconditioner",
+        make=LearnedPreconditioner,
+        equation="P -= z (P ghat - g) ghat^T, W -= lr P^-1 g  (eq. 38-41)",
+        summary="a preconditioner that is learned by gradient descent itself",
+        adamw_scale=True,
+    ),
+    OptimizerInfo(
         name="dmgd",
         make=DMGD,
         equation="W += m(g), m an MLP  (eq. 50)",
@@ -145,3 +154,19 @@ def build(
         except TypeError as error:
             raise ValueError(f"settings {options} do not fit AdamW: {error}") from error
     return parts[0] if len(parts) == 1 else Combined(parts)
+
+
+def trainer(name: str, *, lr: float | torch.Tensor, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """`build` for the Trainer of transformers: ``Trainer(..., optimizer_cls_and_kwargs=trainer("m3", lr=3e-4))``.
+
+    The Trainer's own `learning_rate`, `weight_decay` and `optim` are not read then; its scheduler works as always.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+    check.rate("lr", lr)
+    return _factory, {"name": name, "lr": lr, **settings}
+
+
+def _factory() -> Any:
+    """What transformers takes for a maker of optimizers: it calls this, and what it gets with (model, **settings)."""
+    return build

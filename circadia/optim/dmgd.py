@@ -1,7 +1,7 @@
 """Deep momentum (DMGD, Nested Learning, eq. 50): the momentum is an MLP that gradients are written into."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -112,7 +112,7 @@ class DMGD(RuleOptimizer):
             raise ValueError(f"momentum={group['momentum']!r} is outside [0, 1]: give, for example, momentum=0.999")
 
     def rule(self, group: Group) -> Rule:
-        return DeepMomentum(**{name: group[name] for name in DeepMomentum.__dataclass_fields__})
+        return DeepMomentum(**{field.name: group[field.name] for field in fields(DeepMomentum)})
 
     def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
         goal = {"l2": "1/2 |m(u) + u|^2", "dot": "<m(u), u>", "ones": "<m(u), 1>"}[group["objective"]]

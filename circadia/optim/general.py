@@ -57,9 +57,14 @@ def dgd(w: Tensor, g: Tensor, gram: Tensor, lr: Any, *, rate: str = "exact", era
     erase            factor of the W C term; 1 is the paper's rule, 0 leaves normalised gradient descent
     """
     check.one_of("rate", rate, RATES)
-    error = erase * (w @ gram) + g
     if rate == "proximal":
+        error = erase * (w @ gram) + g
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         return w - lr * torch.linalg.solve(eye + lr * gram, error, left=False)
     size = gram.diagonal(dim1=-2, dim2=-1).sum(-1) if rate == "exact" else 1.0
-    return w - lr / (1 + lr * size) * error
+    return dgd_from_outputs(w, g, w @ gram, size, lr, erase=erase)
+
+
+def dgd_from_outputs(w: Tensor, g: Tensor, held: Tensor, size: Any, lr: Any, *, erase: float = 1.0) -> Tensor:
+    """The same from ``held`` = W C, the mean of (W x) x^T, where a layer has W x at hand; ``size`` is tr C, or 1."""
+    return w - lr / (1 + lr * size) * (erase * held + g)

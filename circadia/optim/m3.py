@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from circadia.optim import check
+from circadia.optim import check, sharded
 from circadia.optim.base import SECOND_MOMENT, Group, descend, zeros
 from circadia.optim.muon import READ, Orthogonal
-from circadia.optim.orthogonal import to_rms
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, shape_scale
 from circadia.optim.rules import State
 
@@ -87,29 +86,36 @@ class M3(Orthogonal):
         return {name: zeros(p) for name in names}
 
     def update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], step: int) -> None:
-        total = [torch.zeros_like(g) for g in grads]
+        total: list[Tensor] = []
         for i, (period, weight) in enumerate(zip(group["periods"], group["weights"])):
             if period == 1:
-                read = self.orthogonal(group, self._write(group, i, states, grads))
+                read = self.orthogonal(group, self._write(group, i, states, grads), params)
             else:
                 read = [state[f"orthogonal_{i}"] for state in states]
-            torch._foreach_add_(total, read, alpha=weight)
+            if total:
+                torch._foreach_add_(total, read, alpha=weight)
+            elif period == 1 and weight == 1:  # made in this step, so it may be changed
+                total = read
+            else:
+                total = list(torch._foreach_mul(read, weight))
             if period > 1:
-                self._collect(group, i, states, grads, step)
+                self._collect(group, i, params, states, grads, step)
         if group["beta_v"] is not None:
             torch._foreach_div_(total, self._size(group, states, grads, step))
         if group["scale"] == "rms":
-            total = [to_rms(x) for x in total]
+            sharded.rescale(total, params)
         elif group["scale"] != "none":
-            total = [x * shape_scale(group["scale"], x.shape) for x in total]
+            torch._foreach_mul_(total, [shape_scale(group["scale"], p.shape) for p in params])
         descend(params, total, group["lr"], group["weight_decay"])
 
-    def _collect(self, group: Group, i: int, states: list[State], grads: list[Tensor], step: int) -> None:
+    def _collect(
+        self, group: Group, i: int, params: list[Tensor], states: list[State], grads: list[Tensor], step: int
+    ) -> None:
         """A slow level: it adds up, and is written and orthogonalised at the end of its period."""
         sums = [state[f"sum_{i}"] for state in states]
         torch._foreach_add_(sums, grads)
         if step % group["periods"][i] == 0:
-            read = self.orthogonal(group, self._write(group, i, states, sums))
+            read = self.orthogonal(group, self._write(group, i, states, sums), params)
             torch._foreach_copy_([state[f"orthogonal_{i}"] for state in states], read)
             torch._foreach_zero_(sums)
 
@@ -124,16 +130,21 @@ class M3(Orthogonal):
         return momentum
 
     def _size(self, group: Group, states: list[State], grads: list[Tensor], step: int) -> list[Tensor]:
+        """sqrt(V + eps), V corrected for its start at 0: sqrt(V + c eps) / sqrt(c), one pass over the weights less."""
         square, beta = [state["square"] for state in states], group["beta_v"]
         if group["mode"] == "literal":
             torch._foreach_addcmul_(square, grads, grads, value=beta)
             size = torch._foreach_add(square, group["eps"])
-        else:
-            torch._foreach_mul_(square, beta)
-            torch._foreach_addcmul_(square, grads, grads, value=1 - beta)
-            size = torch._foreach_div(square, 1 - beta**step)
-            torch._foreach_add_(size, group["eps"])
-        return list(torch._foreach_sqrt(size))
+            torch._foreach_sqrt_(size)
+            return list(size)
+        torch._foreach_mul_(square, beta)
+        torch._foreach_addcmul_(square, grads, grads, value=1 - beta)
+        correction = 1 - beta**step
+        size = torch._foreach_add(square, correction * group["eps"])
+        torch._foreach_sqrt_(size)
+        if group["scale"] != "rms":  # which takes out any factor
+            torch._foreach_mul_(size, correction**-0.5)
+        return list(size)
 
     def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:
         literal = group["mode"] == "literal"

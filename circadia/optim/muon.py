@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from circadia.optim import check
+from circadia.optim import check, sharded
 from circadia.optim.base import Base, Group, descend, zeros
-from circadia.optim.orthogonal import to_rms
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, orthogonalize, shape_scale
 from circadia.optim.rules import State
 
@@ -31,9 +30,13 @@ class Orthogonal(Base):
         check.coefficients("ns_coefficients", group["ns_coefficients"])
         check.rate("eps", group["eps"])
 
-    def orthogonal(self, group: Group, matrices: list[Tensor]) -> list[Tensor]:
-        """Newton-Schulz with the settings of a group."""
-        return orthogonalize(matrices, group["ns_steps"], group["ns_coefficients"], dtype=group["ns_dtype"])
+    def orthogonal(self, group: Group, matrices: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+        """Newton-Schulz with the settings of a group, of matrices that are laid out as the parameters."""
+
+        def newton_schulz(whole: list[Tensor]) -> list[Tensor]:
+            return orthogonalize(whole, group["ns_steps"], group["ns_coefficients"], dtype=group["ns_dtype"])
+
+        return sharded.on_matrices(newton_schulz, matrices, params)
 
 
 class Muon(Orthogonal):
@@ -86,7 +89,7 @@ class Muon(Orthogonal):
         momentum = [state["momentum"] for state in states]
         torch._foreach_lerp_(momentum, grads, 1 - beta)
         read = torch._foreach_lerp(grads, momentum, beta) if group["nesterov"] else momentum
-        steps = self.orthogonal(group, list(read))
+        steps = self.orthogonal(group, list(read), params)
         scales = [shape_scale(group["scale"], p.shape) for p in params]
         descend(params, list(torch._foreach_mul(steps, scales)), group["lr"], group["weight_decay"])
 
@@ -141,12 +144,13 @@ class AdaMuon(Orthogonal):
         momentum, square = ([state[name] for state in states] for name in ("momentum", "square"))
         torch._foreach_mul_(momentum, beta)
         torch._foreach_add_(momentum, grads)
-        o = self.orthogonal(group, list(torch._foreach_sign(momentum)) if group["sign"] else momentum)
+        o = self.orthogonal(group, list(torch._foreach_sign(momentum)) if group["sign"] else momentum, params)
         torch._foreach_mul_(square, beta)
         torch._foreach_addcmul_(square, o, o, value=1 - beta)
         size = torch._foreach_sqrt(square)
         torch._foreach_add_(size, group["eps"])
-        steps = [to_rms(x) for x in torch._foreach_div(o, size)]
+        steps = list(torch._foreach_div(o, size))
+        sharded.rescale(steps, params)
         descend(params, steps, group["lr"], group["weight_decay"])
 
     def memories(self, group: Group) -> Iterable[tuple[dict[str, Any], Iterable[str]]]:

@@ -43,6 +43,28 @@ def newton_schulz(
     return (y.mT if tall else y).reshape(x.shape)
 
 
+def gram_newton_schulz(x: Tensor, steps: int = 5, coefficients: Coefficients = QUINTIC, *, eps: float = 1e-7) -> Tensor:
+    """The same as `newton_schulz`, with all steps on the gram matrix R = Y Y^T of the smaller side.
+
+    Every step multiplies Y by a polynomial Z of R from the left: Y <- Z Y makes R <- Z R Z, so that only the product Q
+    of all Z is kept and Y is touched twice. Worth it if one side is at least twice the other; not for half precision,
+    where R loses what is small.
+    """
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    y = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
+    y = y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(eps)
+    gram, product = y @ y.mT, None
+    for i in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if i < steps - 1:
+            gram = factor @ gram @ factor
+    y = y if product is None else product @ y
+    return (y.mT if tall else y).reshape(x.shape)
+
+
 def inner_step(o: Tensor, g: Tensor, rate: float) -> Tensor:
     """One step of the optimization inside Muon as printed (eq. 44): O - rate (O - g + 2 O (O^T O - I)).
 
@@ -61,7 +83,10 @@ def orthogonalize(
     eps: float = 1e-7,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Newton-Schulz on many matrices; those of one shape, lying or standing, are one batch."""
+    """Newton-Schulz on many matrices; those of one shape, lying or standing, are one batch.
+
+    Long ones are done on their gram matrices, unless the products are in half precision.
+    """
     batches: dict[tuple[object, ...], list[int]] = {}
     wide = [x.mT if x.shape[-2] > x.shape[-1] else x for x in matrices]
     for i, x in enumerate(wide):
@@ -70,7 +95,12 @@ def orthogonalize(
     for members in batches.values():
         flat = [wide[i].reshape(-1, *wide[i].shape[-2:]) for i in members]
         batch = flat[0] if len(flat) == 1 else torch.cat(flat)
-        parts = newton_schulz(batch, steps, coefficients, eps=eps, dtype=dtype).split([len(x) for x in flat])
+        exact = dtype is None or dtype.itemsize >= 4
+        if exact and batch.dtype.itemsize >= 4 and batch.shape[-1] >= 2 * batch.shape[-2]:
+            made = gram_newton_schulz(batch.to(dtype or batch.dtype), steps, coefficients, eps=eps).to(batch.dtype)
+        else:
+            made = newton_schulz(batch, steps, coefficients, eps=eps, dtype=dtype)
+        parts = made.split([len(x) for x in flat])
         for i, part in zip(members, parts):
             o = part.reshape(wide[i].shape)
             out[i] = o.mT if wide[i] is not matrices[i] else o

@@ -11,7 +11,7 @@ m = alpha m + g. At a constant rate these are the same numbers; under a schedule
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Rule:
 
     lr: Rate
     weight_decay: float = 0.0
+    elementwise: ClassVar[bool] = False  # does every entry go its own way, whatever the others?
 
     def init(self, w: Tensor) -> State:
         """What the rule remembers before the first gradient."""
@@ -46,6 +47,8 @@ class Rule:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GD(Rule):
     """W - eta g: the proximal step on the local surprise <W x, u> (eq. 8-9)."""
+
+    elementwise = True
 
     def direction(self, grad: Tensor, state: State, step: int) -> tuple[Tensor, State]:
         return grad, state
@@ -103,6 +106,8 @@ class Adam(Rule):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
+    elementwise = True
+
     def init(self, w: Tensor) -> State:
         return {"mean": torch.zeros_like(w), "square": torch.zeros_like(w)}
 
@@ -120,6 +125,8 @@ class AdaGrad(Rule):
 
     eps: float = 1e-10
 
+    elementwise = True
+
     def init(self, w: Tensor) -> State:
         return {"square": torch.zeros_like(w)}
 
@@ -134,6 +141,8 @@ class RMSProp(Rule):
 
     alpha: float = 0.99
     eps: float = 1e-8
+
+    elementwise = True
 
     def init(self, w: Tensor) -> State:
         return {"square": torch.zeros_like(w)}
@@ -153,6 +162,8 @@ class Preconditioned(Rule):
     momentum: float = 0.9
     beta: float = 0.999
     eps: float = 1e-8
+
+    elementwise = True
 
     def init(self, w: Tensor) -> State:
         return {"momentum": torch.zeros_like(w), "square": torch.zeros_like(w)}

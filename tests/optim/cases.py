@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circadia.optim import CMS, DGD, DMGD, M3, AdaMuon, DeltaMomentum, Muon, PreconditionedMomentum, build
+from circadia.optim import (
+    CMS,
+    DGD,
+    DMGD,
+    M3,
+    AdaMuon,
+    DeltaMomentum,
+    LearnedPreconditioner,
+    Muon,
+    PreconditionedMomentum,
+    build,
+)
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -48,6 +59,8 @@ CASES: dict[str, Case] = {
     "delta_momentum": Case(on(DeltaMomentum), 0.3, 2e-3),
     "delta_momentum/column": Case(on(DeltaMomentum, side="column", erase=0.5), 0.3, 2e-3),
     "preconditioned_momentum": Case(on(PreconditionedMomentum), 0.03, 0.05),
+    "learned_preconditioner": Case(on(LearnedPreconditioner), 0.2, 0.1),
+    "learned_preconditioner/eq. 38": Case(on(LearnedPreconditioner, momentum=0.0, zeta=0.5), 0.1, 0.1),
     "dmgd": Case(on(DMGD), 0.3, 2e-3, (1e-3, 0.2)),
     "dmgd/dot, linear": Case(on(DMGD, objective="dot", depth=1, momentum=0.9), 0.3, 2e-3, (1e-3, 0.2)),
     "cms": Case(cms, 0.1, 0.05),

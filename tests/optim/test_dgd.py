@@ -67,6 +67,36 @@ def test_every_layer_with_its_own_inputs(rate: str) -> None:
     assert not optimizer.seen
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("overwritten", [True, False])
+@pytest.mark.parametrize("shape", [(12, 3), (3, 12)])
+def test_outputs_stand_in_for_inputs(shape: tuple[int, int], overwritten: bool, bias: bool) -> None:
+    """Whether W C is made from x x^T or from W x, which a later layer may overwrite: the same step, decayed or not."""
+    m, n = shape
+    torch.manual_seed(0)
+    layer = nn.Linear(n, m, bias=bias, dtype=D)
+    optimizer = DGD(layer, lr=0.3, weight_decay=0.2)
+    for x in (torch.randn(40, n, dtype=D), torch.randn(40, n, dtype=D)):
+        optimizer.zero_grad()
+        y = layer(x)
+        (y.mul_(2.0) if overwritten else 2.0 * y).tanh().sum().mul(1 / 40).backward()
+        seen = set(optimizer.seen[layer])
+        assert seen == ({"gram", "size", "count"} if overwritten or m > n else {"held", "size", "count"})
+        w = layer.weight.detach() * (1 - 0.3 * 0.2)
+        want = dgd(w, layer.weight.grad, x.mT @ x / 40, 0.3)
+        optimizer.step()
+        assert torch.allclose(layer.weight, want)
+
+
+def test_a_later_group_at_the_proximal_rate() -> None:
+    model = nn.Sequential(nn.Linear(6, 3, bias=False), nn.Linear(3, 2, bias=False))
+    optimizer = DGD(model, params=[model[0].weight], lr=0.1)
+    optimizer.add_param_group({"params": [model[1].weight], "rate": "proximal"})
+    model(torch.randn(5, 6)).square().mean().backward()
+    optimizer.step()
+    assert not optimizer.seen
+
+
 def test_accumulated_batches_and_padding() -> None:
     """Two halves are one batch; samples whose error is 0 are not counted."""
     torch.manual_seed(0)
@@ -115,7 +145,7 @@ def test_a_copy_watches_its_own_model(how: str) -> None:
     other, copied = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
     other.loss(0).backward()
     assert len(copied.seen) == 4 and not pair[1].seen
-    assert all(p in copied.seen for p in other.parameters())
+    assert all(layer in copied.seen for layer in other.children())
 
 
 def test_wrong_arguments() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from circadia.optim import M3, AdaMuon, DeltaMomentum, Muon, PreconditionedMomentum, newton_schulz, orthogonal, rules
 from circadia.optim.dmgd import DeepMomentum
 from circadia.optim.general import ggd, gm, learn_preconditioner
-from circadia.optim.orthogonalize import CUBIC, QUINTIC, inner_step, orthogonalize
+from circadia.optim.orthogonal import NS
+from circadia.optim.orthogonalize import CUBIC, QUINTIC, gram_newton_schulz, inner_step, orthogonalize
+from circadia.optim.preconditioner import Learned
 from tests.optim.cases import Net, train
 
 D = torch.float64
@@ -78,6 +80,19 @@ def test_batches_and_tall_matrices() -> None:
         alone = torch.stack([newton_schulz(one) for one in flat]).reshape(x.shape)
         assert (got - alone).abs().max() < 1e-12
         assert (newton_schulz(x.mT) - alone.mT).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("coefficients", [QUINTIC, CUBIC])
+@pytest.mark.parametrize("rank", [2, 16])
+def test_the_form_on_gram_matrices(coefficients: tuple[float, float, float], rank: int) -> None:
+    """It is the plain form, for matrices of low rank too; in float32 up to what its rounding leaves."""
+    x = torch.randn(3, 16, rank, dtype=D) @ torch.randn(3, rank, 40, dtype=D)
+    for dtype, bound in ((D, 1e-12), (torch.float32, 1e-4)):
+        for given in (x, x.mT):
+            want = newton_schulz(given, 5, coefficients)
+            got = gram_newton_schulz(given.to(dtype), 5, coefficients)
+            assert (got - want).abs().max() < bound
+    assert torch.equal(gram_newton_schulz(torch.zeros(2, 5)), torch.zeros(2, 5))
 
 
 def test_the_inner_optimization_of_muon() -> None:
@@ -204,10 +219,11 @@ def test_m3_with_one_level_is_orthogonal_momentum() -> None:
 def test_m3_rests_its_slow_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton-Schulz runs once a step, and once more at the end of a period."""
     calls = []
-    monkeypatch.setattr(
-        "circadia.optim.orthogonalize.newton_schulz",
-        lambda x, *a, **k: calls.append(len(x)) or newton_schulz(x, *a, **k),
-    )
+    for form in (newton_schulz, gram_newton_schulz):
+        monkeypatch.setattr(
+            f"circadia.optim.orthogonalize.{form.__name__}",
+            lambda x, *a, form=form, **k: calls.append(len(x)) or form(x, *a, **k),
+        )
     net = Net()
     train(net, M3(net.parameters(), lr=0.01, periods=(1, 4)), 0, 8)
     # Two batches a step: three matrices of one shape (one lies), and one of another.
@@ -337,3 +353,23 @@ def test_deep_momentum() -> None:
     literal = DeepMomentum(lr=1.0, objective="ones", depth=1)
     moved = {sign: literal(torch.zeros_like(g), sign * g, literal.init(g), 1)[0] for sign in (1, -1)}
     assert torch.allclose(moved[1], moved[-1]), "the sign of the gradient makes no difference"
+
+
+def test_a_preconditioner_learns_the_root_of_the_gradients() -> None:
+    """P descends its own objective, and P^-1 g is the orthogonal matrix that it was to map to g."""
+    rule = Learned(lr=1.0, zeta=0.3, momentum=0.0, ridge=0.0, scale="none", ns=NS(steps=30, coefficients=CUBIC))
+    for shape in ((3, 5), (5, 3)):
+        g = torch.randn(shape, dtype=torch.float64)
+        wide = g if shape[0] < shape[1] else g.mT
+        u, s, vt = torch.linalg.svd(wide, full_matrices=False)
+        want = u @ vt if shape[0] < shape[1] else (u @ vt).mT
+        first, state = rule.direction(g, rule.init(g), 1)
+        torch.testing.assert_close(first, want)
+        for step in range(2, 4):
+            p = state["preconditioner"].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(0.5 * (p @ (u @ vt) - wide).square().sum(), p)
+            _, state = rule.direction(g, state, step)
+            torch.testing.assert_close(state["preconditioner"], (p - 0.3 * slope).detach())
+        for step in range(4, 60):
+            _, state = rule.direction(g, state, step)
+        torch.testing.assert_close(state["preconditioner"], u @ s.diag() @ u.mT)

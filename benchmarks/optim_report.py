@@ -1,0 +1,131 @@
+"""The tables and pictures of ``benchmarks.optim``."""
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+
+def rows(runs: Any, task: str, model: str, optimizers: list[str], tune: int, steps: int, seeds: int) -> list[dict]:
+    """For each optimizer its best setting and the runs of its seeds, as far as they are made."""
+    from benchmarks.optim import RATES
+
+    found = []
+    for name in optimizers:
+        best = runs.best(task, model, name, tune)
+        if best is None:
+            continue
+        setting = (best["lr"], best["weight_decay"])
+        reported = [runs.held.get((task, model, name, *setting, seed, steps)) for seed in range(seeds)]
+        done = [row for row in reported if row]
+        found.append(
+            {
+                "optimizer": name,
+                "lr": setting[0],
+                "weight_decay": setting[1],
+                "edge": setting[0] in (RATES[0], RATES[-1]),
+                "runs": [row for row in done if row["measured"]],
+                "diverged": sum(not row["measured"] for row in done),
+                "seconds": mean(row["seconds"] for row in done) if done else None,
+            }
+        )
+    return found
+
+
+def values(row: dict, field: str) -> list[float]:
+    """One number for each seed."""
+    if field == "forgotten":  # of the first domain, from the end of its own phase to the end
+        return [run["measured"]["first"] - run["marks"][0]["first"] for run in row["runs"]]
+    if field == "curve end":
+        return [run["curve"][-1] for run in row["runs"]]
+    return [run["measured"][field] for run in row["runs"]]
+
+
+FIELDS = {
+    "digits": {"test": "test loss", "train": "train loss", "accuracy": "test accuracy"},
+    "novels": {"test": "test loss", "curve end": "train loss"},
+    "hope": {"test": "test loss", "curve end": "train loss"},
+    "continual": {"first": "first domain at the end", "forgotten": "of it forgotten", "test": "mean of all domains"},
+}
+
+
+def table(task: str, found: list[dict]) -> str:
+    """Markdown, the best first."""
+    fields = FIELDS[task]
+    head = ["optimizer", *fields.values(), "rate", "decay", "seeds", "s a run"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    key = next(iter(fields))
+    order = sorted(found, key=lambda row: mean(values(row, key)) if row["runs"] else float("inf"))
+    for row in order:
+        if not row["runs"]:
+            lines.append(f"| {row['optimizer']} | no run converged |" + " |" * (len(head) - 2))
+            continue
+        cells = []
+        for field in fields:
+            each = values(row, field)
+            spread = f" ± {stdev(each):.3f}" if len(each) > 1 else ""
+            cells.append(f"{mean(each):.3f}{spread}")
+        edge = " (edge of the grid)" if row["edge"] else ""
+        count = f"{len(row['runs'])}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        setting = [f"{row['lr']:g}{edge}", f"{row['weight_decay']:g}", count, f"{row['seconds']:.1f}"]
+        lines.append(f"| {row['optimizer']} | " + " | ".join(cells + setting) + " |")
+    return "\n".join(lines)
+
+
+def show(runs: Any, args: Any) -> None:
+    """Print the tables, and write them and a picture of each task."""
+    text = []
+    for name, task in args.tasks.items():
+        model = getattr(task, "architecture", "vit")
+        tune, steps = args.tune_steps or args.steps or task.tune_steps, args.steps or task.steps
+        found = rows(runs, name, model, args.optimizers, tune, steps, args.seeds)
+        text.append(
+            f"## {name}: {model}, {steps} steps, tuned on one other seed with {tune} steps\n\n"
+            f"Mean ± standard deviation of the seeds.\n\n{table(name, found)}\n"
+        )
+        if any(row["runs"] for row in found):
+            draw(name, found, runs, model, tune, steps, args.out / f"optim-{name}.png")
+    print("\n".join(text))
+    (args.out / "optim.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def draw(task: str, found: list[dict], runs: Any, model: str, tune: int, steps: int, path: Path) -> None:
+    """Training curves, what the tables say with every seed as a point, and the grid by rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from benchmarks.optim import DECAYS, RATES, TUNING_SEED
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+    colours = dict(zip([row["optimizer"] for row in found], plt.get_cmap("tab10").colors))
+    field, label = next(iter(FIELDS[task].items()))
+    for row in found:
+        if not row["runs"]:
+            continue
+        curve = [mean(step) for step in zip(*(run["curve"] for run in row["runs"]))]
+        xs = [steps * (i + 1) / len(curve) for i in range(len(curve))]
+        left.plot(xs, curve, color=colours[row["optimizer"]], label=row["optimizer"], linewidth=1.2)
+    left.set(xlabel="step", ylabel="training loss, mean of the seeds", title=f"{task}, {model}")
+    if task == "digits":
+        left.set_yscale("log")
+    left.legend(fontsize=7)
+    order = [row for row in found if row["runs"]]
+    order.sort(key=lambda row: mean(values(row, field)), reverse=True)
+    for i, row in enumerate(order):
+        each = values(row, field)
+        middle.plot(each, [i] * len(each), ".", color=colours[row["optimizer"]])
+        middle.plot(mean(each), i, "|", color="black", markersize=14)
+    middle.set_yticks(range(len(order)), [row["optimizer"] for row in order])
+    middle.set(xlabel=label, title="every seed, and their mean")
+    for row in found:
+        name = row["optimizer"]
+        grid = []
+        for lr in RATES:
+            cells = [runs.held.get((task, model, name, lr, decay, TUNING_SEED, tune)) for decay in DECAYS]
+            done = [cell["measured"]["valid"] for cell in cells if cell and cell["measured"]]
+            grid.append(min(done) if done else float("nan"))
+        right.plot(RATES, grid, ".-", color=colours[name], linewidth=1)
+    right.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="the grid (better of the decays)")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
