@@ -24,13 +24,14 @@ class Cost:
 
 
 def cost(config: HopeConfig, tokens: int = 2048) -> Cost:
-    """Run one block of each kind on the meta device and count; a memory costs the same for every two chunks."""
+    """Run one block of each kind on the meta device and count: two rounds of whatever its costs repeat after."""
     state = grows = 0
     flops = 2 * config.hidden_size * config.vocab_size
     for mixer in set(config.layer_mixers):
         at = config.layer_mixers.index(mixer)
         layers = config.layer_mixers.count(mixer)
-        length = tokens if MIXERS[mixer].attention else 2 * config.chunk
+        repeats = MIXERS[mixer].repeats
+        length = tokens if repeats is None else 2 * repeats(config)
         with torch.device("meta"), torch.no_grad():
             block = HopeBlock(config, at).requires_grad_(False)
             with FlopCounterMode(display=False) as counter:

@@ -13,9 +13,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
-from circadia.models.mixers.attention import Attention
-from circadia.models.mixers.conv import ShortConv
-from circadia.models.mixers.memory import MemoryMixer
 from circadia.models.mixers.table import MIXERS
 
 
@@ -38,12 +35,7 @@ class HopeBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: HopeConfig, index: int) -> None:
         super().__init__()
-        row = MIXERS[config.layer_mixers[index]]
-        self.mixer: nn.Module
-        if row.attention:
-            self.mixer = Attention(config, config.sliding_window if row.windowed else None)
-        else:
-            self.mixer = MemoryMixer(config, row)
+        self.mixer = MIXERS[config.layer_mixers[index]].build(config)
         self.mlp = SwiGLU(config)
         self.norm_mixer = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.norm_mlp = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -75,11 +67,9 @@ class HopePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, (MemoryMixer, ShortConv)):
+        elif not isinstance(module, PreTrainedModel) and hasattr(module, "init_weights"):
             module.init_weights()
-        elif isinstance(module, Attention):
-            init.copy_(module.inverse, module.frequencies())
-        if isinstance(module, (MemoryMixer, Attention, SwiGLU)):
+        if isinstance(getattr(module, "out", None), nn.Linear):
             # Each block adds to the residual stream twice: keep its variance from growing with the depth.
             init.normal_(module.out.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
 

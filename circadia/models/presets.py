@@ -15,6 +15,11 @@ ARCHITECTURES: dict[str, dict] = {
     "ttt": {"mixers": ["ttt"], "chunk": 16},
     "dla": {"mixers": ["dla"], "chunk": 16},
     "titans-lmm": {"mixers": ["titans"], "chunk": 16},
+    "titans-mac": {"mixers": ["titans_mac"], "chunk": 16},
+    "titans-mag": {"mixers": ["titans_mag"], "chunk": 16},
+    "titans-mal": {"mixers": ["titans_mal"], "chunk": 16},
+    "lstm": {"mixers": ["lstm"]},
+    "srwm": {"mixers": ["srwm"]},
 }
 
 # Width, blocks, heads, vocabulary. From 340m on the widths and depths of Miras (arXiv 2504.13173, Table 5) where it

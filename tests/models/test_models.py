@@ -19,7 +19,7 @@ EXACT = 1e-10
 def make(kind: str, **settings) -> HopeForCausalLM:
     torch.manual_seed(0)
     given = dict(mixers=KINDS[kind], hidden_size=32, num_hidden_layers=len(KINDS[kind]) + 1, num_attention_heads=4)
-    given |= dict(num_key_value_heads=2, chunk=8, sliding_window=12, vocab_size=64, pad_token_id=0)
+    given |= dict(num_key_value_heads=2, chunk=8, sliding_window=12, segment=10, vocab_size=64, pad_token_id=0)
     model = HopeForCausalLM(HopeConfig(**(given | settings))).double().eval()
     # Larger than at initialisation, so that what a mixer remembers shows in the logits.
     with torch.no_grad():
