@@ -67,11 +67,11 @@ class HopePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif not isinstance(module, PreTrainedModel) and hasattr(module, "init_weights"):
-            module.init_weights()
-        if isinstance(getattr(module, "out", None), nn.Linear):
+        elif callable(own := getattr(module, "init_weights", None)) and not isinstance(module, PreTrainedModel):
+            own()
+        if isinstance(out := getattr(module, "out", None), nn.Linear):
             # Each block adds to the residual stream twice: keep its variance from growing with the depth.
-            init.normal_(module.out.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
+            init.normal_(out.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
 
 
 class HopeModel(HopePreTrainedModel):

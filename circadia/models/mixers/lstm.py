@@ -7,6 +7,8 @@ from transformers import initialization as init
 from circadia.models.cache import State
 from circadia.models.context import Context
 
+FORGET = (4.0, 10.0)  # offsets of the forget gate, from the shortest to the longest memory
+
 
 class LSTM(nn.Module):
     """i, f, g, o = W x_t + R h_{t-1} + b; c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g); h_t = sigmoid(o) tanh(c_t).
@@ -87,6 +89,3 @@ class LSTM(nn.Module):
             "state_bytes": 2 * self.out.in_features * max(size, 4),
             "starts_from": ["start.h", "start.c"],
         }
-
-
-FORGET = (4.0, 10.0)

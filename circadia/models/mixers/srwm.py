@@ -4,8 +4,13 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from circadia.memory.closed import shorten
 from circadia.models.cache import State
 from circadia.models.context import Context
+
+START = 1.0  # entries of W_0; at the authors' 1 / sqrt(d) all keys are nearly alike, and hardly anything is written
+RATE = -3.0  # offset of beta
+LONGEST = 4.0
 
 
 class SRWM(nn.Module):
@@ -16,8 +21,12 @@ class SRWM(nn.Module):
     W_t = W_{t-1} + sigmoid(beta) (v - vbar) phi(k)^T              a beta for each of the four parts of W
 
     Every key depends on the W that all tokens before have made: there is no parallel form, this loop is the truth and
-    the implementation. For the backward pass it keeps one W a token. As in the paper the heads share the features of
-    x among them, without a projection. State: "W" [B, H, 3 d + 4, d], float32 or better; W_0 is learned.
+    the implementation. For the backward pass it keeps one W a token. As in the authors' code the heads share the
+    features of x among them, without a projection. State: "W" [B, H, 3 d + 4, d], float32 or better; W_0 is learned.
+
+    One thing is added: no row of W grows beyond ``LONGEST`` times the root of its width. As printed the rule can
+    explode, since its targets are its own: along phi(k) a write multiplies W by 1 + sigmoid(beta) phi(k) (phi(q) -
+    phi(k)), which is above 1 where phi(q) is the sharper of two that point the same way. It did, after 1,000 tokens.
     """
 
     def __init__(self, config) -> None:
@@ -29,7 +38,7 @@ class SRWM(nn.Module):
         self.register_buffer("part", self._parts(), persistent=False)
 
     def _parts(self) -> Tensor:
-        return torch.arange(4).repeat_interleave(torch.tensor([self.width] * 3 + [4]))
+        return (torch.arange(3 * self.width + 4) // self.width).clamp_max(3)
 
     def init_weights(self) -> None:
         init.copy_(self.part, self._parts())
@@ -53,7 +62,7 @@ class SRWM(nn.Module):
                 rate = made[:, :, -4:].sigmoid()[:, :, self.part]
                 if ctx.mask is not None:
                     rate = rate * ctx.mask[:, t, None, None, None]
-                w = w + rate * (w @ (q - k)) * k.mT
+                w = shorten(w + rate * (w @ (q - k)) * k.mT, LONGEST * d**0.5)
                 ys.append(made[:, :, :d, 0])
         return self.out(torch.stack(ys, 1).flatten(2).to(x.dtype)), {"W": w}
 
@@ -69,6 +78,3 @@ class SRWM(nn.Module):
             "state_bytes": self.start.numel() * max(self.start.element_size(), 4),
             "starts_from": ["start"],
         }
-
-
-START, RATE = 1.0, -3.0

@@ -28,12 +28,11 @@ class MixerRow:
 
 
 def _memory(name: str, summary: str, **settings) -> MixerRow:
-    writing = Writing(rule=RULES[name], **settings)
+    writing = settings.pop("writing", None) or Writing(rule=RULES[name], **settings)
     return MixerRow(name=name, summary=summary, build=lambda c: MemoryMixer(c, writing), repeats=lambda c: c.chunk)
 
 
-TITANS = {"top_rate": 0.2}
-TITANS_MEMORY = Writing(rule=RULES["titans"], **TITANS)
+TITANS = Writing(rule=RULES["titans"], top_rate=0.2)
 
 MIXERS: dict[str, MixerRow] = {
     row.name: row
@@ -52,24 +51,24 @@ MIXERS: dict[str, MixerRow] = {
         _memory("gated_deltanet", "Gated DeltaNet", alpha_bias=(8.0, 3.0), eta_bias=(-5.0, 0.0)),
         _memory("ttt", "TTT-MLP: gradient descent through a layer norm", top_rate=0.2),
         _memory("dla", "deep linear attention", top_rate=0.2),
-        _memory("titans", "Titans LMM: momentum, forget gate, data-dependent rates", **TITANS),
+        _memory("titans", "Titans LMM: momentum, forget gate, data-dependent rates", writing=TITANS),
         MixerRow(
             name="titans_mac",
             summary="Titans, memory as context: segments attend to what the memory recalls for them",
-            build=lambda c: MemoryAsContext(c, TITANS_MEMORY),
+            build=lambda c: MemoryAsContext(c, TITANS),
             rotary=True,
             repeats=lambda c: c.segment,
         ),
         MixerRow(
             name="titans_mag",
             summary="Titans, memory as gate: the memory gates sliding-window attention beside it",
-            build=lambda c: MemoryAsGate(c, TITANS_MEMORY),
+            build=lambda c: MemoryAsGate(c, TITANS),
             rotary=True,
         ),
         MixerRow(
             name="titans_mal",
             summary="Titans, memory as layer: sliding-window attention over what the memory gives",
-            build=lambda c: MemoryAsLayer(c, TITANS_MEMORY),
+            build=lambda c: MemoryAsLayer(c, TITANS),
             rotary=True,
         ),
         _memory(
