@@ -1,5 +1,6 @@
 """What a model costs, without allocating it: parameters, state, operations per token."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,26 +25,31 @@ class Cost:
 
 
 def cost(config: HopeConfig, tokens: int = 2048) -> Cost:
-    """Run one block of each kind on the meta device and count: two rounds of whatever its costs repeat after."""
+    """Run one block of each kind on the meta device, over as few tokens as show what many cost."""
     state = grows = 0
-    flops = 2 * config.hidden_size * config.vocab_size
+    flops = float(2 * config.hidden_size * config.vocab_size)
+    one_chunk = copy.copy(config)  # what a memory holds does not depend on its chunks
+    one_chunk.chunk = tokens
     for mixer in set(config.layer_mixers):
-        at = config.layer_mixers.index(mixer)
-        layers = config.layer_mixers.count(mixer)
-        repeats = MIXERS[mixer].repeats
-        length = tokens if repeats is None else 2 * repeats(config)
-        with torch.device("meta"), torch.no_grad():
-            block = HopeBlock(config, at).requires_grad_(False)
-            with FlopCounterMode(display=False) as counter:
-                long = _bytes(block, config, length)
-            each = (long - _bytes(block, config, length // 2)) // (length - length // 2)
-        flops += layers * counter.get_total_flops() // length
+        at, layers, row = config.layer_mixers.index(mixer), config.layer_mixers.count(mixer), MIXERS[mixer]
+        # Attention compares every two tokens, all else costs the same again and again: the operations are a polynomial
+        # of degree 2 in the tokens, so three values give all (Newton).
+        n = row.repeats(config)
+        one, two, three = (_run(config, at, i * n)[0] for i in (1, 2, 3))
+        s = tokens / n - 1
+        flops += layers * (one + s * (two - one) + s * (s - 1) / 2 * (three - 2 * two + one)) / tokens
+        short, long = (tokens // 2, tokens) if row.keeps_tokens else (n, 2 * n)
+        less, more = (_run(one_chunk, at, length)[1] for length in (short, long))
+        each = (more - less) // (long - short)
         grows += layers * each
-        state += layers * (long - each * length)
-    return Cost(count(config), state, grows, flops, tokens)
+        state += layers * (more - each * long)
+    return Cost(count(config), state, grows, round(flops), tokens)
 
 
-def _bytes(block: HopeBlock, config: HopeConfig, tokens: int) -> int:
-    """Of the state after so many tokens."""
-    _, state = block(torch.zeros(1, tokens, config.hidden_size), {}, Context())
-    return sum(x.numel() * x.element_size() for x in state.values())
+def _run(config: HopeConfig, layer: int, tokens: int) -> tuple[int, int]:
+    """Operations of a block over so many tokens, and bytes of its state after them."""
+    with torch.device("meta"), torch.no_grad():
+        block = HopeBlock(config, layer).requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            _, state = block(torch.zeros(1, tokens, config.hidden_size), {}, Context())
+        return counter.get_total_flops(), sum(x.numel() * x.element_size() for x in state.values())

@@ -24,7 +24,8 @@ class MixerRow:
     summary: str
     build: Callable[[Config], nn.Module]
     rotary: bool = False  # turns its heads by pairs of channels
-    repeats: Callable[[Config], int] | None = None  # tokens after which its cost repeats; None: grows with the length
+    repeats: Callable[[Config], int] = lambda config: 1  # tokens after which the work of its memory repeats
+    keeps_tokens: bool = False  # what it holds grows with the tokens, for ever or up to a window
 
 
 def _memory(name: str, summary: str, **settings) -> MixerRow:
@@ -37,12 +38,19 @@ TITANS = Writing(rule=RULES["titans"], top_rate=0.2)
 MIXERS: dict[str, MixerRow] = {
     row.name: row
     for row in [
-        MixerRow(name="attention", summary="softmax attention over everything before", build=Attention, rotary=True),
+        MixerRow(
+            name="attention",
+            summary="softmax attention over everything before",
+            build=Attention,
+            rotary=True,
+            keeps_tokens=True,
+        ),
         MixerRow(
             name="sliding_attention",
             summary="softmax attention over a window",
             build=lambda c: Attention(c, c.sliding_window),
             rotary=True,
+            keeps_tokens=True,
         ),
         _memory("linear", "linear attention"),
         _memory("retnet", "RetNet: a fixed decay per head"),
@@ -64,12 +72,16 @@ MIXERS: dict[str, MixerRow] = {
             summary="Titans, memory as gate: the memory gates sliding-window attention beside it",
             build=lambda c: MemoryAsGate(c, TITANS),
             rotary=True,
+            repeats=lambda c: c.chunk,
+            keeps_tokens=True,
         ),
         MixerRow(
             name="titans_mal",
             summary="Titans, memory as layer: sliding-window attention over what the memory gives",
             build=lambda c: MemoryAsLayer(c, TITANS),
             rotary=True,
+            repeats=lambda c: c.chunk,
+            keeps_tokens=True,
         ),
         _memory(
             "self_modifying",
@@ -77,7 +89,7 @@ MIXERS: dict[str, MixerRow] = {
             silu=False,
             alpha_bias=(8.0, 8.0),
         ),
-        MixerRow(name="lstm", summary="LSTM, for formal languages", build=LSTM, repeats=lambda c: 1),
-        MixerRow(name="srwm", summary="self-referential weight matrix, sequential", build=SRWM, repeats=lambda c: 1),
+        MixerRow(name="lstm", summary="LSTM, for formal languages", build=LSTM),
+        MixerRow(name="srwm", summary="self-referential weight matrix, sequential", build=SRWM),
     ]
 }
