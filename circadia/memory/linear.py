@@ -197,8 +197,12 @@ class Hebbian(Matrix):
 
     @staticmethod
     def gamma(heads: int) -> Tensor:
-        """RetNet's decay per head, 1 - 2^-(5 + head)."""
-        return 1.0 - 2.0 ** -(5.0 + torch.arange(heads, dtype=torch.float64))
+        """RetNet's decay per head, 1 - 2^-(5 + head); fewer than its 8 heads share the range of those.
+
+        Counted up one by one, 4 heads would all have forgotten a token after 1,000 others.
+        """
+        step = max(1.0, 7.0 / max(heads - 1, 1))
+        return 1.0 - 2.0 ** -(5.0 + step * torch.arange(heads, dtype=torch.float64))
 
     def write(self, k: Tensor, v: Tensor, gates: Gates) -> Write:
         if self.decay == "none":

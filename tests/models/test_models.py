@@ -124,6 +124,19 @@ def test_everything_learns(kind: str) -> None:
         assert torch.equal(model.train()(x).logits, model.eval()(x).logits)
 
 
+@every_kind
+def test_nothing_is_seen_before_it_comes(kind: str) -> None:
+    """Another token changes the logits from its place on and none before, at the borders of chunks and segments too."""
+    model, x = make(kind), tokens(1, 45)
+    with torch.no_grad():
+        whole = model(x).logits[0]
+        for place in (1, 9, 10, 16, 27, 44):
+            other = x.clone()
+            other[0, place] = x[0, place] % 63 + 1
+            changed = (model(other).logits[0] - whole).abs().amax(-1)
+            assert changed[:place].eq(0).all() and changed[place] > 1e-6
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "sliding_attention"])
 def test_it_sees_back(kind: str) -> None:
     """A token 2,000 positions earlier still matters."""
@@ -212,6 +225,8 @@ BAD = {
     "heads": (dict(num_attention_heads=3), "hidden_size=128 is not divisible by num_attention_heads=3"),
     "kv heads": (dict(num_key_value_heads=3), "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
     "chunk": (dict(chunk=0), "chunk=0: must be at least 1"),
+    "segment": (dict(segment=0), "segment=0: must be at least 1"),
+    "persistent tokens": (dict(persistent_tokens=-1), "persistent_tokens=-1: must be at least 0"),
     "odd width": (dict(hidden_size=12, mixers=["attention"]), "head_dim=3 is odd"),
 }
 

@@ -23,8 +23,9 @@ class Writing:
     rule: Rule
     silu: bool = True  # of q, k and v after the convolution
     top_rate: float = 2.0  # eta = top_rate sigmoid(.)
-    # Retention sigmoid(. + bias), the bias spread over the heads from short to long.
-    alpha_bias: tuple[float, float] = (3.0, 8.0)
+    # Retention sigmoid(. + bias), the bias spread over the heads from short to long: from 55 tokens to 8,000, so that
+    # more than half of a memory's norm is left after 1,000 tokens that write nothing.
+    alpha_bias: tuple[float, float] = (4.0, 9.0)
     # The same for the rate. A delta rule that writes at rate 1 with every token has erased a random direction within a
     # few times its width: half of the heads start slow, or nothing would be left of 2,000 tokens ago.
     eta_bias: tuple[float, float] = (0.0, 0.0)

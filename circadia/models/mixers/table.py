@@ -56,7 +56,7 @@ MIXERS: dict[str, MixerRow] = {
         _memory("retnet", "RetNet: a fixed decay per head"),
         _memory("mamba2", "Mamba-2: scalar data-dependent decay", top_rate=1.0),
         _memory("deltanet", "DeltaNet", eta_bias=(-5.0, 0.0)),
-        _memory("gated_deltanet", "Gated DeltaNet", alpha_bias=(8.0, 3.0), eta_bias=(-5.0, 0.0)),
+        _memory("gated_deltanet", "Gated DeltaNet", alpha_bias=(8.0, 8.0), eta_bias=(-5.0, 0.0)),
         _memory("ttt", "TTT-MLP: gradient descent through a layer norm", top_rate=0.2),
         _memory("dla", "deep linear attention", top_rate=0.2),
         _memory("titans", "Titans LMM: momentum, forget gate, data-dependent rates", writing=TITANS),
