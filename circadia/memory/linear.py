@@ -185,6 +185,7 @@ class Hebbian(Matrix):
     """Adds v k^T; forgets not at all, at a fixed rate per head, or as the data say."""
 
     decay: Literal["none", "fixed", "gated"] = "none"
+    span: float = 0.0  # of the fixed decays, at least
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -195,10 +196,10 @@ class Hebbian(Matrix):
             return {}
         return {"gates['alpha']": (gates["alpha"], 0.0, 1.0), "gates['eta']": (gates["eta"], 0.0, INF)}
 
-    @staticmethod
-    def gamma(heads: int) -> Tensor:
-        """RetNet's decay per head, 1 - 2^-(5 + head)."""
-        return 1.0 - 2.0 ** -(5.0 + torch.arange(heads, dtype=torch.float64))
+    def gamma(self, heads: int) -> Tensor:
+        """RetNet's decay per head, 1 - 2^-(5 + head); few heads are spread so that the powers span ``span``."""
+        step = max(1.0, self.span / max(heads - 1, 1))
+        return 1.0 - 2.0 ** -(5.0 + step * torch.arange(heads, dtype=torch.float64))
 
     def write(self, k: Tensor, v: Tensor, gates: Gates) -> Write:
         if self.decay == "none":

@@ -396,7 +396,7 @@ def _common(pos: Tensor, how: How) -> int | None:
     """The position that all rows share; None when they differ, or when the data must not be looked at."""
     if not how.anchored or how.bare:
         return 0
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or pos.is_meta:
         return None
     shared = pos.tolist()
     return shared[0] if len(set(shared)) == 1 else None

@@ -41,7 +41,9 @@ class HopeConfig(PreTrainedConfig):
     chunk: int = 64  # tokens between two refreshes of a memory's gradient point; of matrix memories the parallel unit
     memory_hidden: int | None = None  # hidden width of MLP memories; None: the width of a head
     conv_window: int = 4  # of the causal convolution before a memory
-    sliding_window: int = 512  # tokens that sliding_attention sees
+    sliding_window: int = 512  # tokens that sliding_attention sees, and the attention of titans_mag and titans_mal
+    segment: int = 128  # tokens of a segment of titans_mac
+    persistent_tokens: int = 4  # learned tokens before the sequence, of titans_mac, titans_mag and titans_mal
     rope_theta: float | int = 10000.0
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -148,10 +150,13 @@ class HopeConfig(PreTrainedConfig):
             "chunk",
             "conv_window",
             "sliding_window",
+            "segment",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         check_ranges(self)
+        if self.persistent_tokens < 0:
+            raise ValueError(f"persistent_tokens={self.persistent_tokens}: must be at least 0")
         if not self.mixers:
             raise ValueError(f"mixers=[] is empty: name at least one of {', '.join(MIXERS)}")
         for mixer in self.mixers:
@@ -172,7 +177,7 @@ class HopeConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads} is not divisible by "
                 f"num_key_value_heads={self.num_key_value_heads}: queries share keys in equal groups"
             )
-        if any(MIXERS[m].attention for m in self.layer_mixers) and self.head_dim % 2:
+        if any(MIXERS[m].rotary for m in self.layer_mixers) and self.head_dim % 2:
             raise ValueError(
                 f"head_dim={self.head_dim} is odd: rotary positions need hidden_size / num_attention_heads even"
             )

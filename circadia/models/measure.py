@@ -1,5 +1,6 @@
 """What a model costs, without allocating it: parameters, state, operations per token."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +30,31 @@ class Cost:
 def cost(config: HopeConfig, tokens: int = 2048) -> Cost:
     """Run one mixer of each kind and the levels on the meta device and count.
 
-    A memory costs the same for every two chunks; the levels are run until each of them has learned.
+    Over as few tokens as show what many cost; the levels are run until each of them has learned.
     """
     state = grows = 0
-    flops = 2 * config.hidden_size * config.vocab_size
+    flops = float(2 * config.hidden_size * config.vocab_size)
+    one_chunk = copy.copy(config)  # what a memory holds does not depend on its chunks
+    one_chunk.chunk = tokens
     for mixer in set(config.layer_mixers):
-        at = config.layer_mixers.index(mixer)
-        layers = config.layer_mixers.count(mixer)
-        length = tokens if MIXERS[mixer].attention else 2 * config.chunk
-        block = _on_meta(HopeBlock, config, at).mixer
-        operations, long = _run(block, config, length)
-        each = (long - _run(block, config, length // 2)[1]) // (length - length // 2)
-        flops += layers * operations // length
+        at, layers, row = config.layer_mixers.index(mixer), config.layer_mixers.count(mixer), MIXERS[mixer]
+        part, whole = (_on_meta(HopeBlock, c, at).mixer for c in (config, one_chunk))
+        # Attention compares every two tokens, all else costs the same again and again: the operations are a polynomial
+        # of degree 2 in the tokens, so three values give all (Newton).
+        n = row.repeats(config)
+        one, two, three = (_run(part, config, i * n)[0] for i in (1, 2, 3))
+        s = tokens / n - 1
+        flops += layers * (one + s * (two - one) + s * (s - 1) / 2 * (three - 2 * two + one)) / tokens
+        short, long = (tokens // 2, tokens) if row.keeps_tokens else (n, 2 * n)
+        less, more = (_run(whole, config, length)[1] for length in (short, long))
+        each = (more - less) // (long - short)
         grows += layers * each
-        state += layers * (long - each * length)
+        state += layers * (more - each * long)
     length = 2 * max(config.periods) + 1
     operations, held = _run(_on_meta(Levels, config), config, length)
     blocks = config.num_hidden_layers
-    return Cost(count(config), state + blocks * held, grows, flops + blocks * operations // length, tokens)
+    flops += blocks * operations / length
+    return Cost(count(config), state + blocks * held, grows, round(flops), tokens)
 
 
 def _on_meta(kind: type, *arguments: object) -> Any:

@@ -14,10 +14,7 @@ from circadia.models import memory_file, online, room
 from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
-from circadia.models.levels import Level, Levels
-from circadia.models.mixers.attention import Attention
-from circadia.models.mixers.conv import ShortConv
-from circadia.models.mixers.memory import MemoryMixer
+from circadia.models.levels import Levels
 from circadia.models.mixers.table import MIXERS
 
 
@@ -26,12 +23,7 @@ class HopeBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: HopeConfig, index: int) -> None:
         super().__init__()
-        row = MIXERS[config.layer_mixers[index]]
-        self.mixer: nn.Module
-        if row.attention:
-            self.mixer = Attention(config, config.sliding_window if row.windowed else None)
-        else:
-            self.mixer = MemoryMixer(config, row)
+        self.mixer = MIXERS[config.layer_mixers[index]].build(config)
         self.levels = Levels(config)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -79,14 +71,12 @@ class HopePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, (MemoryMixer, ShortConv, Level, Levels)):
-            module.init_weights()
-        elif isinstance(module, Attention):
-            init.copy_(module.inverse, module.frequencies())
-        if isinstance(module, (MemoryMixer, Attention, Level)):
+        elif callable(own := getattr(module, "init_weights", None)) and not isinstance(module, PreTrainedModel):
+            own()
+        if isinstance(out := getattr(module, "out", None), nn.Linear):
             # Mixer and levels add to the residual stream: keep its variance from growing with the depth.
             adds = self.config.num_hidden_layers * (1 + len(self.config.periods))
-            init.normal_(module.out.weight, std=std / adds**0.5)
+            init.normal_(out.weight, std=std / adds**0.5)
 
     def stream_periods(self) -> dict[str, int]:
         """Patterns of parameter names -> tokens between two steps, for ``circadia.optim.periods``: the stream regime.

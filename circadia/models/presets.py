@@ -15,6 +15,11 @@ ARCHITECTURES: dict[str, dict] = {
     "ttt": {"mixers": ["ttt"], "chunk": 16},
     "dla": {"mixers": ["dla"], "chunk": 16},
     "titans-lmm": {"mixers": ["titans"], "chunk": 16},
+    "titans-mac": {"mixers": ["titans_mac"], "chunk": 16},
+    "titans-mag": {"mixers": ["titans_mag"], "chunk": 16},
+    "titans-mal": {"mixers": ["titans_mal"], "chunk": 16},
+    "lstm": {"mixers": ["lstm"]},
+    "srwm": {"mixers": ["srwm"]},
     "hope": {"mixers": ["self_modifying"], "levels": True},
     "hope-attention": {"mixers": ["attention"], "levels": True},
 }

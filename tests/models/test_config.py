@@ -9,7 +9,7 @@ from circadia.models import HopeConfig
 from circadia.models.config import CHOICES
 
 AT_LEAST_ONE = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
-AT_LEAST_ONE += ["intermediate_size", "chunk", "conv_window", "sliding_window", "memory_hidden"]
+AT_LEAST_ONE += ["intermediate_size", "chunk", "conv_window", "sliding_window", "memory_hidden", "segment"]
 POSITIVE = ["rope_theta", "rms_norm_eps", "initializer_range"]
 TOKENS = ["bos_token_id", "eos_token_id", "pad_token_id"]
 FLAGS = ["tie_word_embeddings", "use_cache"]
@@ -42,6 +42,7 @@ BAD: list[tuple[dict, str]] = [
     ({"widths": [64], "periods": [8, 0]}, "give one width for each level"),
     ({"intermediate_size": 1, "periods": [8, 0]}, "must be at least 1; raise intermediate_size=1"),
     *[({name: "chained"}, f"{name}='chained' is unknown; use one of") for name in CHOICES],
+    ({"persistent_tokens": -1}, "persistent_tokens=-1: must be at least 0"),
     ({"cms_rate": -0.1}, "cms_rate=-0.1: must lie between 0 and inf"),
     ({"cms_decay": 1.5}, "cms_decay=1.5: must lie between 0 and 1.0"),
     ({"cms_carry": "four"}, "'cms_carry'"),

@@ -30,7 +30,7 @@ EXACT = 1e-10
 def make(kind: str, **settings) -> HopeForCausalLM:
     torch.manual_seed(0)
     given = dict(hidden_size=32, num_hidden_layers=len(KINDS[kind]["mixers"]) + 1, num_attention_heads=4, **KINDS[kind])
-    given |= dict(num_key_value_heads=2, chunk=8, sliding_window=12, vocab_size=64, pad_token_id=0)
+    given |= dict(num_key_value_heads=2, chunk=8, sliding_window=12, segment=10, vocab_size=64, pad_token_id=0)
     model = HopeForCausalLM(HopeConfig(**(given | settings))).double().eval()
     # Larger than at initialisation, so that what a mixer remembers shows in the logits.
     with torch.no_grad():
@@ -133,6 +133,19 @@ def test_everything_learns(kind: str) -> None:
         assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, name
     with torch.no_grad():
         assert torch.equal(model.train()(x).logits, model.eval()(x).logits)
+
+
+@every_kind
+def test_nothing_is_seen_before_it_comes(kind: str) -> None:
+    """Another token changes the logits from its place on and none before, at the borders of chunks and segments too."""
+    model, x = make(kind), tokens(1, 45)
+    with torch.no_grad():
+        whole = model(x).logits[0]
+        for place in (1, 9, 10, 16, 27, 44):
+            other = x.clone()
+            other[0, place] = x[0, place] % 63 + 1
+            changed = (model(other).logits[0] - whole).abs().amax(-1)
+            assert changed[:place].eq(0).all() and changed[place] > 1e-6
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "sliding_attention"])

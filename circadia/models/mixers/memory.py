@@ -1,18 +1,18 @@
 """A memory rule as a mixer: projections, convolution, gates, the rule, a norm per head and an output gate."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from circadia.memory import expand
+from circadia.memory import Rule, expand
 from circadia.memory.closed import unit
 from circadia.models.cache import State
 from circadia.models.context import Context
 from circadia.models.mixers.conv import ShortConv
-from circadia.models.mixers.table import MixerRow
 
 MEMORY = "memory."
 
@@ -24,13 +24,30 @@ def exact(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
-class MemoryMixer(nn.Module):
-    """State: "conv", and the rule's own state under "memory."; the start of the memory is learned."""
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How a memory rule is used as a mixer."""
 
-    def __init__(self, config, row: MixerRow) -> None:
+    rule: Rule
+    silu: bool = True  # of q, k and v after the convolution
+    top_rate: float = 2.0  # eta = top_rate sigmoid(.)
+    # Retention sigmoid(. + bias), the bias spread over the heads from short to long: from 55 tokens to 8,000, so that
+    # more than half of a memory's norm is left after 1,000 tokens that write nothing.
+    alpha_bias: tuple[float, float] = (4.0, 9.0)
+    # The same for the rate. A delta rule that writes at rate 1 with every token has erased a random direction within a
+    # few times its width: half of the heads start slow, or nothing would be left of 2,000 tokens ago.
+    eta_bias: tuple[float, float] = (0.0, 0.0)
+
+
+class MemoryMixer(nn.Module):
+    """State: "conv", and the rule's own state under "memory."; the start of the memory is learned.
+
+    Without ``project`` what the gate lets through is returned as it is, for a mixer that goes on with it.
+    """
+
+    def __init__(self, config, writing: Writing, project: bool = True) -> None:
         super().__init__()
-        assert row.rule is not None
-        self.row, self.rule, self.chunk = row, row.rule, config.chunk
+        self.writing, self.rule, self.chunk = writing, writing.rule, config.chunk
         self.heads, self.width = config.num_attention_heads, config.head_dim
         inner = self.heads * self.width
         self.self_modifying = "x" in self.rule.needs
@@ -49,7 +66,7 @@ class MemoryMixer(nn.Module):
         self.start = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(x[0].clone()) for name, x in start.items()})
         self.norm = nn.Parameter(torch.empty(self.heads, self.width))
         self.gate = nn.Linear(config.hidden_size, inner, bias=False)
-        self.out = nn.Linear(inner, config.hidden_size, bias=False)
+        self.out = nn.Linear(inner, config.hidden_size, bias=False) if project else nn.Identity()
         self.eps = config.rms_norm_eps
 
     def init_weights(self) -> None:
@@ -62,7 +79,7 @@ class MemoryMixer(nn.Module):
             init.copy_(self.start[name.replace(".", "/")], x[0])
         init.ones_(self.norm)
         if self.offset is not None:
-            ends = {"alpha": self.row.alpha_bias, "eta": self.row.eta_bias, "beta": (0.0, 0.0)}
+            ends = {"alpha": self.writing.alpha_bias, "eta": self.writing.eta_bias, "beta": (0.0, 0.0)}
             spread = [torch.linspace(*ends[n], self.heads) for n in self.gate_names]
             init.copy_(self.offset, torch.stack(spread))
 
@@ -70,7 +87,7 @@ class MemoryMixer(nn.Module):
         b, t, _ = x.shape
         streams, past = self.conv(self.into(x), state.get("conv"), ctx)
         q, k, v, *rest = streams.view(b, t, self.streams, self.heads, self.width).permute(2, 0, 3, 1, 4)
-        if self.row.silu:
+        if self.writing.silu:
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
         if not self.self_modifying:  # there the keys are made, and normalised, by the memory itself
             q, k = unit(q), unit(k)
@@ -79,7 +96,7 @@ class MemoryMixer(nn.Module):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         if rest:
             gates["x"] = rest[0].to(dtype)
-        start = expand({n.replace("/", "."): w.to(dtype) for n, w in self.start.items()}, b)
+        start = self.beginning(x)
         memory = {n.removeprefix(MEMORY): w for n, w in state.items() if n.startswith(MEMORY)} or start
         initial = None if ctx.reset is None else start
         with exact(x.device):
@@ -89,6 +106,11 @@ class MemoryMixer(nn.Module):
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps) * self.norm[:, None]
         y = y.transpose(1, 2).reshape(b, t, -1).to(x.dtype) * F.silu(self.gate(x))
         return self.out(y), {"conv": past, **{MEMORY + n: w for n, w in memory.items()}}
+
+    def beginning(self, x: Tensor) -> State:
+        """The learned start for every row of x; memories are float32 or better."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return expand({n.replace("/", "."): w.to(dtype) for n, w in self.start.items()}, x.shape[0])
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Each [B, H, T]: logits for self-modifying memories, else rates and retentions in range.
@@ -106,7 +128,7 @@ class MemoryMixer(nn.Module):
             logits = logits + self.rates(x).to(dtype).view(b, t, len(self.gate_names), self.heads).permute(2, 0, 3, 1)
         if self.self_modifying:
             return dict(zip(self.gate_names, logits))
-        top = {"eta": self.row.top_rate}
+        top = {"eta": self.writing.top_rate}
         return {name: top.get(name, 1.0) * torch.sigmoid(z) for name, z in zip(self.gate_names, logits)}
 
     def levels_entry(self) -> list[dict]:
