@@ -130,6 +130,10 @@ class MlpMemory(Rule):
     def goal(self) -> str:
         return "L2 regression, 1/2 |M(k) - v|^2" if self.objective == "l2" else "dot product, -<M(k), v>"
 
+    def clipped(self, error: Tensor) -> Tensor:
+        """Errors [..., m, C] as they are written."""
+        return shorten(error if self.scale == 1.0 else self.scale * error, self.clip, -2)
+
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
 
@@ -261,7 +265,7 @@ class Deep(MlpMemory):
                 rate = eta / (1.0 + eta * x.square().sum(-2, keepdim=True))
                 (solver,) = Solver.make(x, [rate], before)
             step = rate * self.last_scale(how.chunk) if l == len(names) - 1 else rate
-            f = step * shorten(self.scale * error, self.clip, -2)
+            f = step * self.clipped(error)
             free = first if l == 0 and state[name] is point[0] else None  # the state is its own chunk start
             written.append(write(state[name], state.get(MOMENTUM + name), x, f, tile, solver, free))
         if how.read == "chunk":
