@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circadia.memory.derivatives import inverse
+
 SMALLEST = 1e-12  # a retention of exactly 0 would need log 0; at this value nothing of the past is left in float64
 
 
@@ -113,7 +115,7 @@ class Solver:
         """One solver for each rate, from one triangular solve."""
         gram = x.mT @ x
         seen = before.d * gram
-        inverses = Inverse.apply(torch.stack([seen * rate for rate in rates]))
+        inverses = inverse(torch.stack([seen * rate for rate in rates]))
         return [Solver(x, rate, before, gram, inverse) for rate, inverse in zip(rates, inverses.unbind(0))]
 
     def unbind(self, n: int) -> "list[Solver]":
@@ -132,23 +134,6 @@ class Solver:
         assert self.before.s is not None and self.before.p is not None
         out = out + self.before.s * (momentum @ self.x) - f @ (self.before.p * self.gram)
         return (self.rate * out) @ self.inverse
-
-
-class Inverse(torch.autograd.Function):
-    """(I + N)^-1 of strictly upper triangular N, by substitution; its gradient needs two products and no solve."""
-
-    @staticmethod
-    def forward(ctx: Any, n: Tensor) -> Tensor:
-        eye = torch.eye(n.shape[-1], dtype=n.dtype, device=n.device).expand_as(n)
-        # From the right: for matrices in rows this is the order that LAPACK reads, several times as fast.
-        inverse = torch.linalg.solve_triangular(n, eye, upper=True, left=False, unitriangular=True)
-        ctx.save_for_backward(inverse)
-        return inverse
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        return -(inverse.mT @ grads[0] @ inverse.mT).triu(1)
 
 
 @dataclass(frozen=True)
@@ -212,39 +197,6 @@ def _last(d: Tensor) -> Tensor:
 def _unbind(x: Tensor | None, n: int) -> Sequence[Any]:
     """Along axis 2; what has no such axis is the same for all."""
     return [x] * n if x is None or x.ndim < 5 else x.unbind(2)
-
-
-class GeluAndSlope(torch.autograd.Function):
-    """Exact GELU and its derivative, which has a derivative too: by hand, for autograd would need three times the passes."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
-        cdf = (a * 0.7071067811865476).erf().add(1.0).mul(0.5)
-        slope = torch.addcmul(cdf, a, _bell(a))
-        ctx.save_for_backward(a, slope)
-        return a * cdf, slope
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        a, slope = ctx.saved_tensors
-        return grads[0] * slope + grads[1] * _bell(a) * (2.0 - a * a)
-
-
-def _bell(a: Tensor) -> Tensor:
-    """The density of the normal distribution."""
-    return (a * a).mul(-0.5).exp() * 0.3989422804014327
-
-
-def shorten(x: Tensor, top: float | None, axis: int = -1) -> Tensor:
-    """At most ``top`` long along the axis.
-
-    A vector as long as ``top`` up to rounding stays as it is, or rounding would decide about its gradient: a target
-    shortened to 1 is an error that must be no longer than 1.
-    """
-    if top is None:
-        return x
-    norm = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
-    return x * (top / norm.masked_fill(norm <= top * (1.0 + 1e-6), top))
 
 
 def unit(x: Tensor, axis: int = -1) -> Tensor:

@@ -1,9 +1,9 @@
 """Deep memories: a residual MLP ``M(x) = x + W_L gelu(... gelu(W_1 x))`` of depth 1 to 4 as the state (eq. 89, 91).
 
 Gradients and targets are taken at the start of the chunk (eq. 90), by hand, for all its tokens at once; what is read is
-the running state, layer by layer, without forming it (``closed.Written``); tokens are columns, as there. GD, TTT, DLA, Titans and DGD differ in the
-objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of the ambiguities: option a is
-``erase="key"``, b ``"layer"``, c ``"none"``).
+the running state, layer by layer, without forming it (``closed.Written``); tokens are columns, as there. GD, TTT, DLA,
+Titans and DGD differ in the objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of the
+ambiguities: option a is ``erase="key"``, b ``"layer"``, c ``"none"``).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import GeluAndSlope, Solver, Tile, Written, log_retention, shorten, write
+from circadia.memory.closed import Solver, Tile, Written, log_retention, write
+from circadia.memory.derivatives import gelu_and_slope, shorten
 from circadia.memory.layout import Flags
 from circadia.memory.rule import INF, Gates, How, Rule, Shapes
 from circadia.memory.state import MOMENTUM, START, State
@@ -50,7 +51,7 @@ def inner_gradient(
     blind = objective == "dot" and norm is None and not surprise
     inputs, slopes, a = [k], [], first
     for i, w in enumerate(ws[1:], 2):
-        h, slope = GeluAndSlope.apply(a)
+        h, slope = gelu_and_slope(a)
         inputs.append(h)
         slopes.append(slope)
         a = target if blind and i == len(ws) else w @ h

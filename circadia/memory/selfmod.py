@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, shorten, unit, write
+from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, unit, write
 from circadia.memory.deep import MlpMemory, inner_gradient, plain, read
+from circadia.memory.derivatives import shorten
 from circadia.memory.layout import Flags
 from circadia.memory.rule import Gates, How, Shapes
 from circadia.memory.stack import Stack
@@ -131,7 +132,9 @@ class SelfModifying(MlpMemory):
         q, k, v, x = (y.mT.contiguous() for y in (q, k, v, gates["x"]))  # tokens as columns
         asked = torch.stack((k, v, *((q,) if self.adaptive_q else ()), x, x), 3)  # one for each memory but the first
         q = q if self.adaptive_q else unit(q, -2)
-        logits = torch.stack((gates.get("eta", 0.0 * k[..., 0, :]), gates.get("alpha", 0.0 * k[..., 0, :] + self.alpha_bias)), 3)
+        logits = torch.stack(
+            (gates.get("eta", 0.0 * k[..., 0, :]), gates.get("alpha", 0.0 * k[..., 0, :] + self.alpha_bias)), 3
+        )
         live = None if flags.live is None else flags.live[:, None].to(k.dtype)
         log_b = None
         if self.inertia:
@@ -173,7 +176,9 @@ class SelfModifying(MlpMemory):
         before = tile.before
         # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
         rate = eta[..., None, :]
-        solvers = Solver.make(key, [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate], before)
+        solvers = Solver.make(
+            key, [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate], before
+        )
 
         # Eq. 87: for every memory its own target, and its gradient at the chunk start.
         first_order = how.order == "first"
@@ -211,7 +216,14 @@ class SelfModifying(MlpMemory):
         share = tops.new_full((tops.shape[2], 1, 1), self.projection_rate * self.last_scale(how.chunk))
         share[0] = self.last_scale(how.chunk)
         f = share * rate[:, :, None] * error
-        first = Written(tops[:, :, 0], inner.inputs[1][:, :, 0], f[:, :, 0], tile, None, None if top_momentum is None else top_momentum[:, :, 0])
+        first = Written(
+            tops[:, :, 0],
+            inner.inputs[1][:, :, 0],
+            f[:, :, 0],
+            tile,
+            None,
+            None if top_momentum is None else top_momentum[:, :, 0],
+        )
         if how.read == "chunk":
             y = plain([start[:, :, :own], start_tops[:, :, 0]], query, query)
         else:
