@@ -2,8 +2,8 @@
 
 Gradients and targets are taken at the start of the chunk (eq. 90), by hand, for all its tokens at once; what is read is
 the running state, layer by layer, without forming it (``closed.Written``); tokens are columns, as there. GD, TTT, DLA,
-Titans and DGD differ in the objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of the
-ambiguities: option a is ``erase="key"``, b ``"layer"``, c ``"none"``).
+Titans and DGD differ in the objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of
+the ambiguities: option a is ``erase="key"``, b ``"layer"``, c ``"none"``).
 """
 
 from dataclasses import dataclass

@@ -132,9 +132,8 @@ class SelfModifying(MlpMemory):
         q, k, v, x = (y.mT.contiguous() for y in (q, k, v, gates["x"]))  # tokens as columns
         asked = torch.stack((k, v, *((q,) if self.adaptive_q else ()), x, x), 3)  # one for each memory but the first
         q = q if self.adaptive_q else unit(q, -2)
-        logits = torch.stack(
-            (gates.get("eta", 0.0 * k[..., 0, :]), gates.get("alpha", 0.0 * k[..., 0, :] + self.alpha_bias)), 3
-        )
+        usual = {"eta": torch.zeros_like(k[..., 0, :]), "alpha": torch.full_like(k[..., 0, :], self.alpha_bias)}
+        logits = torch.stack([gates.get(name, usual[name]) for name in GATES], 3)
         live = None if flags.live is None else flags.live[:, None].to(k.dtype)
         log_b = None
         if self.inertia:
@@ -160,7 +159,7 @@ class SelfModifying(MlpMemory):
         now: State,
         how: How,
     ) -> tuple[Tensor, State, Tensor | None]:
-        """One tile, tokens as columns: q [B, H, d, C], ``asked`` [B, H, memories - 1, d, C], ``logits`` [B, H, 2, C]."""
+        """One tile, q [B, H, d, C], ``asked`` [B, H, memories - 1, d, C], ``logits`` of the rates [B, H, 2, C]."""
         stack = self.stack
         rows, start, tops, start_tops = (now[name] for name in ("rows", START + "rows", "tops", START + "tops"))
         skips = slice(-len(GATES), None)

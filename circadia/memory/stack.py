@@ -1,9 +1,9 @@
 """Several two-layer memories that are written with one key, as two tensors: fewer and larger operations.
 
-    rows [B, H, S hidden + R, d]   their first matrices one below the other (the input is the same, so together they are
-                                   one matrix), then the R linear skips
-    tops [B, H, S, d, hidden]      their second matrices; one with a single output is filled up with rows of zeros, which
-                                   stay zero: no error ever reaches them
+    rows [B, H, S hidden + R, d]   their first matrices one below the other (their input is the same, so together they
+                                   are one matrix), then the R linear skips
+    tops [B, H, S, d, hidden]      their second matrices; one with a single output is filled up with rows of zeros,
+                                   which stay zero: no error ever reaches them
 
 The names carry the prefixes of ``circadia.memory.state``: "start.rows", "momentum.tops".
 """
@@ -73,7 +73,7 @@ class Stack:
             assert initial is not None
             packed = select(restart, initial, packed)
         fresh = [flags.fresh(i, period) for period in periods]
-        if fresh == [False, False]:
+        if all(f is False for f in fresh):
             return packed
         packed = dict(packed)
         for part, limit in zip(PARTS, (self._limit_rows, self._limit_tops)):
@@ -100,7 +100,7 @@ class Stack:
 
     def _where(self, fresh: list[bool | Tensor], new: Tensor, old: Tensor, part: str) -> Tensor:
         """``new`` for the memories (and rows of the batch) whose chunk begins."""
-        if fresh == [True, True]:
+        if all(f is True for f in fresh):
             return new
         own = 1 if part == "tops" else self.blocks(new).shape[3]
         pairs = zip(fresh, new.tensor_split([own], 2), old.tensor_split([own], 2))

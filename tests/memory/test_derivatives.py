@@ -1,4 +1,4 @@
-"""Derivatives by hand, against finite differences, twice: memories stand inside models that learn by inner gradients."""
+"""Derivatives by hand, against finite differences, twice: a model may learn by gradients of gradients."""
 
 import pytest
 import torch
