@@ -411,7 +411,7 @@ class Rule:
 @functools.cache
 def _compiled_tiles(rule: Rule) -> Any:
     """The fast form of a rule as the compiler makes it, once for every rule and setting."""
-    return torch.compile(rule.tiles, dynamic=False, fullgraph=True, recompile_limit=64)
+    return torch.compile(rule.tiles, dynamic=False, fullgraph=True, recompile_limit=64)  # type: ignore[call-overload]
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

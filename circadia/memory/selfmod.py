@@ -228,7 +228,7 @@ class SelfModifying(MlpMemory):
         else:
             y = read([written[0], first], query, query, tile if how.read == "running" else before)
 
-        taken = None if written[0].r is None else torch.cat([w.r for w in written], 2)
+        taken = None if written[0].r is None else torch.cat([w.r for w in written if w.r is not None], 2)
         whole = Written(rows, key, torch.cat([w.f for w in written], 2), tile, taken, momentum)
         upper = Written(tops, inner.inputs[1], f, tile.each(lambda x: x.unsqueeze(-3)), None, top_momentum)
         new = dict(now)
