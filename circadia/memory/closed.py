@@ -86,7 +86,8 @@ class Tile:
 
     def each(self, change: Callable[[Tensor], Any]) -> "Tile":
         """Every factor changed."""
-        return Tile(*(None if x is None else change(x) for x in (getattr(self, f.name) for f in fields(self))))
+        factors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Tile(**{name: None if x is None else change(x) for name, x in factors.items()})
 
     def unbind(self, n: int) -> "list[Tile]":
         """The tiles along axis 2, one by one."""
