@@ -86,8 +86,9 @@ class Tile:
 
     def each(self, change: Callable[[Tensor], Any]) -> "Tile":
         """Every factor changed."""
-        factors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Tile(**{name: None if x is None else change(x) for name, x in factors.items()})
+        factors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: None if x is None else change(x) for name, x in factors.items()}
+        return Tile(**changed)
 
     def unbind(self, n: int) -> "list[Tile]":
         """The tiles along axis 2, one by one."""
