@@ -216,8 +216,9 @@ def entries_as_stored(rule: Rule, start: State, codebook: Tensor) -> Tensor:
     entries = codebook.expand(next(iter(start.values())).shape[0], 1, -1, -1)
     if not isinstance(rule, SelfModifying):
         return entries
-    value = unit(plain([start["v.w0"], start["v.w1"]], entries, entries))
-    return unit(plain([start["memory.w0"], start["memory.w1"]], value, value))
+    columns = entries.mT
+    value = unit(plain([start["v.w0"], start["v.w1"]], columns, columns), -2)
+    return unit(plain([start["memory.w0"], start["memory.w1"]], value, value), -2).mT
 
 
 def states(rule: Rule, settings: list[Setting], start: State, s: Stream, counts: list[int]) -> Iterator[State]:

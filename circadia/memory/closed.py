@@ -1,28 +1,32 @@
 """Closed forms over a tile: C tokens of one chunk, all at once.
 
-Letters: B batch, H heads, C tokens of a tile, n inputs and m outputs of a matrix. Rows are tokens.
+Letters: B batch, H heads, C tokens of a tile, n inputs and m outputs of a matrix. Tokens are columns: what a matrix is
+given is [..., n, C], what it gives out [..., m, C], a gate [..., 1, C]. So matrices that share their input are one
+matrix with more rows.
 
 One matrix W whose write at token t is ``W_t = a_t W_{t-1} - e_t (W_{t-1} x_t) x_t^T + S_t`` with the momentum
 ``S_t = b_t S_{t-1} - f_t x_t^T`` (no momentum: b = 0) unrolls to
 
-    W_t = g_t W_0 + s_t S_0 - sum_{s<=t} (D_ts r_s + P_ts f_s) x_s^T          r_t = e_t W_{t-1} x_t
+    W_t = g_t W_0 + s_t S_0 - sum_{s<=t} (D_st r_s + P_st f_s) x_s^T          r_t = e_t W_{t-1} x_t
 
-    g_t = prod_{i<=t} a_i          D_ts = g_t / g_s for s <= t
-    P   = D Db,  s_t = (D g^b)_t   Db and g^b: the same products of b
+    g_t = prod_{i<=t} a_i          D_st = g_t / g_s for s <= t
+    P   = Db D,  s_t = (g^b D)_t   Db and g^b: the same products of b
 
-so that r solves one unit-lower-triangular system, (I + e (D1 o X X^T)) r = e (g_{t-1} X W_0^T + ...), where D1 is D
-one row down (g_{t-1}/g_s, s < t). Every exponent is <= 0 and masked before ``exp``; nothing is divided by a product of
+so that r solves one unit-upper-triangular system, r (I + (D1 o X^T X) e) = (g_{t-1} W_0 X + ...) e, where D1 is D one
+column on (g_{t-1}/g_s, s < t). Every exponent is <= 0 and masked before ``exp``; nothing is divided by a product of
 retentions; the system is solved by substitution (Neumann doubling loses all digits on correlated keys).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from circadia.memory.derivatives import inverse
 
 SMALLEST = 1e-12  # a retention of exactly 0 would need log 0; at this value nothing of the past is left in float64
 
@@ -43,12 +47,27 @@ def ratios(log_a: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
     return total[..., None].exp(), d
 
 
+def decay(log_a: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Log retentions [..., C] -> g [..., 1, C] and D [..., C, C]; None keeps all, for keys ``like`` [..., n, C]."""
+    if log_a is None:
+        c = like.shape[-1]
+        return like.new_ones(1, c), like.new_ones(c, c).triu()
+    total = log_a.cumsum(-1)[..., None, :]
+    past = torch.ones(log_a.shape[-1], log_a.shape[-1], dtype=torch.bool, device=log_a.device).triu()
+    return total.exp(), (total - total.mT).masked_fill(~past, float("-inf")).exp()
+
+
+def later(x: Tensor | None, first: float) -> Tensor | None:
+    """One column on: the value before token t."""
+    return None if x is None else F.pad(x[..., :-1], (1, 0), value=first)
+
+
 @dataclass(frozen=True)
 class Tile:
     """The decay factors of one tile, shared by every matrix that is written with the same gates."""
 
-    g: Tensor  # [B, H, ..., C, 1] retention of the state before the tile; [C, 1] where all is kept
-    d: Tensor  # [B, H, ..., C, C] of the write at s as seen at t >= s
+    g: Tensor  # [B, H, ..., 1, C] retention of the state before the tile; [1, C] where all is kept
+    d: Tensor  # [B, H, ..., C, C] of the write at s (row) as seen at t >= s (column)
     s: Tensor | None = None  # the same for the momentum before the tile
     p: Tensor | None = None  # and for what was put into the momentum at s
     gb: Tensor | None = None  # what the momentum itself keeps
@@ -57,13 +76,19 @@ class Tile:
     @staticmethod
     def make(log_a: Tensor | None, log_b: Tensor | None, live: Tensor | None, like: Tensor) -> "Tile":
         """From log retentions [B, H, ..., C]; ``log_b`` of the momentum; ``live`` [B, 1, ..., C] real tokens."""
-        g, d = ratios(log_a, like)
+        g, d = decay(log_a, like)
         if log_b is None:
             return Tile(g, d)
-        gb, db = ratios(log_b, like)
+        gb, db = decay(log_b, like)
         # Padding neither moves the momentum nor adds it to the weights once more.
-        into = d if live is None else d * live[..., None, :]
-        return Tile(g, d, into @ gb, into @ db, gb, db)
+        into = d if live is None else d * live[..., :, None]
+        return Tile(g, d, gb @ into, db @ into, gb, db)
+
+    def each(self, change: Callable[[Tensor], Any]) -> "Tile":
+        """Every factor changed."""
+        factors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: None if x is None else change(x) for name, x in factors.items()}
+        return Tile(**changed)
 
     def unbind(self, n: int) -> "list[Tile]":
         """The tiles along axis 2, one by one."""
@@ -72,17 +97,17 @@ class Tile:
     @property
     def before(self) -> "Tile":
         """The same factors as seen by a token before its own write."""
-        s = None if self.s is None else shift(self.s, 0.0)
-        p = None if self.p is None else shift(self.p, 0.0)
-        return Tile(shift(self.g, 1.0), shift(self.d, 0.0), s, p, self.gb, self.db)
+        g, d = later(self.g, 1.0), later(self.d, 0.0)
+        assert g is not None and d is not None
+        return Tile(g, d, later(self.s, 0.0), later(self.p, 0.0), self.gb, self.db)
 
 
 @dataclass(frozen=True)
 class Solver:
-    """(I + e (D1 o X X^T))^-1, formed once for all matrices that share keys, rates and decay."""
+    """(I + (D1 o X^T X) e)^-1, formed once for all matrices that share keys, rates and decay."""
 
-    x: Tensor  # [B, H, C, n] keys
-    rate: Tensor  # [B, H, C, 1] e
+    x: Tensor  # [B, H, n, C] keys
+    rate: Tensor  # [B, H, 1, C] e
     before: Tile
     gram: Tensor
     inverse: Tensor
@@ -90,11 +115,10 @@ class Solver:
     @staticmethod
     def make(x: Tensor, rates: list[Tensor], before: Tile) -> "list[Solver]":
         """One solver for each rate, from one triangular solve."""
-        gram = x @ x.mT
-        system = torch.stack([rate * (before.d * gram) for rate in rates])
-        eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device).expand_as(system)
-        inverses = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
-        return [Solver(x, rate, before, gram, inverse) for rate, inverse in zip(rates, inverses)]
+        gram = x.mT @ x
+        seen = before.d * gram
+        inverses = inverse(torch.stack([seen * rate for rate in rates]))
+        return [Solver(x, rate, before, gram, inverse) for rate, inverse in zip(rates, inverses.unbind(0))]
 
     def unbind(self, n: int) -> "list[Solver]":
         """The solvers of the tiles along axis 2, one by one."""
@@ -102,16 +126,16 @@ class Solver:
         return [Solver(x, rate, t, gram, inv) for t, x, rate, gram, inv in zip(self.before.unbind(n), *parts)]
 
     def __call__(self, w: Tensor, momentum: Tensor | None, f: Tensor, wx: Tensor | None = None) -> Tensor:
-        """What is taken out at each token, r [B, H, C, m]; without momentum r + f, the whole write.
+        """What is taken out at each token, r [B, H, m, C]; without momentum r + f, the whole write.
 
-        ``wx``: X W_0^T, where the caller has it already.
+        ``wx``: W_0 X, where the caller has it already.
         """
-        out = self.before.g * (self.x @ w.mT if wx is None else wx)
+        out = self.before.g * (w @ self.x if wx is None else wx)
         if momentum is None:
-            return self.inverse @ (self.rate * out + f)
+            return (self.rate * out + f) @ self.inverse
         assert self.before.s is not None and self.before.p is not None
-        out = out + self.before.s * (self.x @ momentum.mT) - (self.before.p * self.gram) @ f
-        return self.inverse @ (self.rate * out)
+        out = out + self.before.s * (momentum @ self.x) - f @ (self.before.p * self.gram)
+        return (self.rate * out) @ self.inverse
 
 
 @dataclass(frozen=True)
@@ -119,35 +143,34 @@ class Written:
     """One matrix over one tile: every W_t, without forming any of them."""
 
     w: Tensor  # [B, H, m, n] before the tile
-    x: Tensor  # [B, H, C, n] what its writes are bound to
-    f: Tensor  # [B, H, C, m] the write (with what it takes out, unless there is momentum)
+    x: Tensor  # [B, H, n, C] what its writes are bound to
+    f: Tensor  # [B, H, m, C] the write (with what it takes out, unless there is momentum)
     tile: Tile
     r: Tensor | None = None  # what is taken out; kept apart under momentum only
     momentum: Tensor | None = None
 
     def read(self, h: Tensor, tile: Tile) -> Tensor:
-        """h_t W_t^T for every token; ``tile.before`` instead of ``tile`` reads W_{t-1}."""
-        return self._mix(h, self.w, self.momentum, h @ self.x.mT, tile)
-
-    def _mix(self, h: Tensor, w: Tensor, momentum: Tensor | None, hx: Tensor, tile: Tile) -> Tensor:
-        y = tile.g * (h @ w.mT)
-        if momentum is None:
-            return y - (tile.d * hx) @ self.f
+        """W_t h_t for every token; ``tile.before`` instead of ``tile`` reads W_{t-1}."""
+        xh = self.x.mT @ h
+        y = tile.g * (self.w @ h)
+        if self.momentum is None:
+            return y - self.f @ (tile.d * xh)
         assert tile.s is not None and tile.p is not None
-        y = y + tile.s * (h @ momentum.mT) - (tile.p * hx) @ self.f
-        return y if self.r is None else y - (tile.d * hx) @ self.r
+        y = y + tile.s * (self.momentum @ h) - self.f @ (tile.p * xh)
+        return y if self.r is None else y - self.r @ (tile.d * xh)
 
     def end(self) -> tuple[Tensor, Tensor | None]:
         """The weights and the momentum after the tile."""
         t = self.tile
-        w = t.g[..., -1:, :] * self.w
+        w = t.g[..., -1:] * self.w
         if self.momentum is None:
-            return w - (t.d[..., -1, :, None] * self.f).mT @ self.x, None
+            return w - (_last(t.d) * self.f) @ self.x.mT, None
         assert t.s is not None and t.p is not None and t.gb is not None and t.db is not None
-        w = w + t.s[..., -1:, :] * self.momentum - (t.p[..., -1, :, None] * self.f).mT @ self.x
+        put = _last(t.p) * self.f
         if self.r is not None:
-            w = w - (t.d[..., -1, :, None] * self.r).mT @ self.x
-        momentum = t.gb[..., -1:, :] * self.momentum - (t.db[..., -1, :, None] * self.f).mT @ self.x
+            put = put + _last(t.d) * self.r
+        w = w + t.s[..., -1:] * self.momentum - put @ self.x.mT
+        momentum = t.gb[..., -1:] * self.momentum - (_last(t.db) * self.f) @ self.x.mT
         return w, momentum
 
 
@@ -160,7 +183,7 @@ def write(
     solver: Solver | None,
     wx: Tensor | None = None,
 ) -> Written:
-    """Write errors ``f`` [B, H, C, m] at inputs ``x``; with a solver, the DGD factor takes out what is there."""
+    """Write errors ``f`` [B, H, m, C] at inputs ``x``; with a solver, the DGD factor takes out what is there."""
     if solver is None:
         return Written(w, x, f, tile, None, momentum)
     if momentum is None:
@@ -168,28 +191,19 @@ def write(
     return Written(w, x, f, tile, solver(w, momentum, f, wx), momentum)
 
 
+def _last(d: Tensor) -> Tensor:
+    """The factor of every write as seen from the end of the tile, [..., 1, C]."""
+    return d[..., -1].unsqueeze(-2)
+
+
 def _unbind(x: Tensor | None, n: int) -> Sequence[Any]:
     """Along axis 2; what has no such axis is the same for all."""
     return [x] * n if x is None or x.ndim < 5 else x.unbind(2)
 
 
-def gelu_and_slope(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact GELU and its derivative, in ordinary operations so that it can be differentiated again."""
-    cdf = 0.5 * (1.0 + torch.erf(a * 0.7071067811865476))
-    return a * cdf, cdf + a * torch.exp(-0.5 * a * a) * 0.3989422804014327
-
-
-def shorten(x: Tensor, top: float | None) -> Tensor:
-    """At most ``top`` long along the last axis."""
-    if top is None:
-        return x
-    norm = x.square().sum(-1, keepdim=True).clamp_min(1e-30).sqrt()
-    return x / (norm / top).clamp_min(1.0)
-
-
-def unit(x: Tensor) -> Tensor:
-    """L2-normalised along the last axis; a zero stays zero, with a finite gradient."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
+def unit(x: Tensor, axis: int = -1) -> Tensor:
+    """L2-normalised along the axis; a zero stays zero, with a finite gradient."""
+    return x * torch.rsqrt(x.square().sum(axis, keepdim=True) + 1e-12)
 
 
 def log_retention(alpha: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Deep memories: a residual MLP ``M(x) = x + W_L gelu(... gelu(W_1 x))`` of depth 1 to 4 as the state (eq. 89, 91).
 
 Gradients and targets are taken at the start of the chunk (eq. 90), by hand, for all its tokens at once; what is read is
-the running state, layer by layer, without forming it (``closed.Written``). GD, TTT, DLA, Titans and DGD differ in the
-objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of the ambiguities: option a is
-``erase="key"``, b ``"layer"``, c ``"none"``).
+the running state, layer by layer, without forming it (``closed.Written``); tokens are columns, as there. GD, TTT, DLA,
+Titans and DGD differ in the objective, the momentum and in which matrices the DGD factor takes out what is there (A4 of
+the ambiguities: option a is ``erase="key"``, b ``"layer"``, c ``"none"``).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import Solver, Tile, Written, gelu_and_slope, log_retention, shorten, write
+from circadia.memory.closed import Solver, Tile, Written, log_retention, write
+from circadia.memory.derivatives import gelu_and_slope, shorten
 from circadia.memory.layout import Flags
 from circadia.memory.rule import INF, Gates, How, Rule, Shapes
 from circadia.memory.state import MOMENTUM, START, State
@@ -28,7 +29,6 @@ class Inner(NamedTuple):
 
     error: list[Tensor]
     inputs: list[Tensor]
-    first: Tensor  # what the first matrix gives out, x W_1^T
     out_error: Tensor  # at the output, which is also the error of a linear skip
     loss: Tensor | None
 
@@ -36,43 +36,44 @@ class Inner(NamedTuple):
 def inner_gradient(
     ws: list[Tensor],
     k: Tensor,
+    first: Tensor,
     skip: Tensor,
     target: Tensor,
     objective: str,
     surprise: bool,
     norm: tuple[Tensor, Tensor] | None = None,
 ) -> Inner:
-    """Backpropagation through the memory, written out. k, target [B, H, C, d]; ``skip`` is added to the output.
+    """Backpropagation through the memory, written out. k, target [..., d, C]; ``first`` is W_1 k, ``skip`` is added to
+    the output.
 
     The loss is formed if ``surprise`` asks for it; without it the dot product does not need the output at all.
     """
     blind = objective == "dot" and norm is None and not surprise
-    inputs, slopes, a = [k], [], k @ ws[0].mT
-    first = a
+    inputs, slopes, a = [k], [], first
     for i, w in enumerate(ws[1:], 2):
         h, slope = gelu_and_slope(a)
         inputs.append(h)
         slopes.append(slope)
-        a = target if blind and i == len(ws) else h @ w.mT
+        a = target if blind and i == len(ws) else w @ h
     if norm is not None:
-        mean, var = a.mean(-1, keepdim=True), a.var(-1, correction=0, keepdim=True)
+        var, mean = torch.var_mean(a, -2, correction=0, keepdim=True)
         inverse = torch.rsqrt(var + EPS)
         hat = (a - mean) * inverse
-        a = hat * norm[0][..., None, :] + norm[1][..., None, :]
+        a = hat * norm[0][..., None] + norm[1][..., None]
     out_error, loss = -target, None
     if objective == "l2":
         out_error = skip + a - target
-        loss = 0.5 * out_error.square().sum(-1) if surprise else None
+        loss = 0.5 * out_error.square().sum(-2) if surprise else None
     elif surprise:
-        loss = -((skip + a) * target).sum(-1)
+        loss = -((skip + a) * target).sum(-2)
     error = out_error
     if norm is not None:
-        ghat = error * norm[0][..., None, :]
-        error = inverse * (ghat - ghat.mean(-1, keepdim=True) - hat * (ghat * hat).mean(-1, keepdim=True))
+        ghat = error * norm[0][..., None]
+        error = inverse * (ghat - ghat.mean(-2, keepdim=True) - hat * (ghat * hat).mean(-2, keepdim=True))
     errors = [error]
     for w, slope in zip(reversed(ws[1:]), reversed(slopes)):
-        errors.append(slope * (errors[-1] @ w))
-    return Inner(errors[::-1], inputs, first, out_error, loss)
+        errors.append(slope * (w.mT @ errors[-1]))
+    return Inner(errors[::-1], inputs, out_error, loss)
 
 
 def read(ws: list[Written], x: Tensor, skip: Tensor, tile: Tile, norm: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -85,14 +86,14 @@ def read(ws: list[Written], x: Tensor, skip: Tensor, tile: Tile, norm: tuple[Ten
 def plain(ws: list[Tensor], x: Tensor, skip: Tensor, norm: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """The memory's answer from one state."""
     for i, w in enumerate(ws):
-        x = (x if i == 0 else F.gelu(x)) @ w.mT
+        x = w @ (x if i == 0 else F.gelu(x))
     return skip + normed(x, norm)
 
 
 def normed(x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
     if norm is None:
         return x
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * norm[0][..., None, :] + norm[1][..., None, :]
+    return F.layer_norm(x.mT, x.shape[-2:-1], eps=EPS).mT * norm[0][..., None] + norm[1][..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,10 @@ class MlpMemory(Rule):
     @property
     def goal(self) -> str:
         return "L2 regression, 1/2 |M(k) - v|^2" if self.objective == "l2" else "dot product, -<M(k), v>"
+
+    def clipped(self, error: Tensor) -> Tensor:
+        """Errors [..., m, C] as they are written."""
+        return shorten(error if self.scale == 1.0 else self.scale * error, self.clip, -2)
 
     def last_scale(self, chunk: int) -> float:
         return 1.0 / chunk if self.output_scale is None else self.output_scale
@@ -211,13 +216,14 @@ class Deep(MlpMemory):
             log_a = None if log_a is None else log_a * live
             log_b = None if log_b is None else log_b * live
         # What does not depend on the state is formed for all tiles at once.
-        eta = eta[..., None]
-        tile = Tile.make(log_a, log_b, live, k)
+        columns = [x.mT.contiguous() for x in (q, k, shorten(v, self.max_target))]
+        eta = eta[..., None, :]
+        tile = Tile.make(log_a, log_b, live, columns[1])
         before = tile.before if self.erase != "none" or how.read == "previous" else tile
         solvers: list[Solver | None] = [None] * n
         if self.erase != "none":
-            solvers = [*Solver.make(k, [eta], before)[0].unbind(n)]
-        parts = zip(*(x.unbind(2) for x in (q, k, shorten(v, self.max_target), eta)))
+            solvers = [*Solver.make(columns[1], [eta], before)[0].unbind(n)]
+        parts = zip(*(x.unbind(2) for x in (*columns, eta)))
         ys, losses = [], []
         for i, ((q_i, k_i, target, eta_i), at, earlier, solver) in enumerate(
             zip(parts, tile.unbind(n), before.unbind(n), solvers)
@@ -232,7 +238,8 @@ class Deep(MlpMemory):
                     state[MOMENTUM + name] = momentum
             ys.append(y)
             losses.append(loss)
-        return torch.stack(ys, 2), state, torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
+        surprise = torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
+        return torch.stack(ys, 2).mT, state, surprise
 
     def _tile(
         self,
@@ -250,16 +257,17 @@ class Deep(MlpMemory):
         names = list(self.weights(1, 1))
         start = [state[START + n] for n in names]
         point = [w.detach() for w in start] if how.order == "first" else start
-        inner = inner_gradient(point, k, k, target, self.objective, how.surprise, norm)
+        first = point[0] @ k
+        inner = inner_gradient(point, k, first, k, target, self.objective, how.surprise, norm)
         written = []
         for l, (name, error, x) in enumerate(zip(names, inner.error, inner.inputs)):
             rate, solver = eta, key_solver if l == 0 else None
             if self.erase == "layer" and l > 0:
-                rate = eta / (1.0 + eta * x.square().sum(-1, keepdim=True))
+                rate = eta / (1.0 + eta * x.square().sum(-2, keepdim=True))
                 (solver,) = Solver.make(x, [rate], before)
             step = rate * self.last_scale(how.chunk) if l == len(names) - 1 else rate
-            f = step * shorten(self.scale * error, self.clip)
-            free = inner.first if l == 0 and state[name] is point[0] else None  # the state is its own chunk start
+            f = step * self.clipped(error)
+            free = first if l == 0 and state[name] is point[0] else None  # the state is its own chunk start
             written.append(write(state[name], state.get(MOMENTUM + name), x, f, tile, solver, free))
         if how.read == "chunk":
             y = plain(start, q, q, norm)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import log_retention, ratios, shift, shorten
+from circadia.memory.closed import log_retention, ratios, shift
+from circadia.memory.derivatives import shorten
 from circadia.memory.layout import Flags
 from circadia.memory.rule import INF, Gates, How, Rule, Shapes
 from circadia.memory.state import START, State

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circadia.memory.closed import gelu_and_slope
+from circadia.memory.derivatives import gelu_and_slope
 
 Kind = Literal["swiglu", "gelu"]
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circadia.memory.closed import shorten, unit
+from circadia.memory.closed import unit
+from circadia.memory.derivatives import shorten
 from circadia.memory.state import MOMENTUM, POS, START, State, choose, limit, select
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ Three ways through a rule, equal in outputs, final state and outer gradients: ``
 ``rule.reference(...)`` the equations token by token, ``rule.step(...)`` one token of a stream.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -62,6 +63,9 @@ class Rule:
     family: str
     equation: str
     summary: str
+    # Whole tiles by ``torch.compile``: a graph of one tile (of 64 tokens where they are shorter), not of the loop over
+    # them, so that it is compiled once for every length. The rest of a chunk and padded batches stay as they are.
+    compiled: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -275,17 +279,34 @@ class Rule:
         cg = {name: tiles.cut(x) for name, x in gates.items()}
         parts, losses = [], []
         most = self.group if how.checkpoint else self.together(q) or tiles.n
+        whole = tiles.index is None and tiles.c == self._periods(how)[0]
+        compiled = _compiled_tiles(self) if self.compiled and whole and not torch.compiler.is_compiling() else None
+        if compiled is not None:
+            most = max(1, 64 // tiles.c)
         for i in range(0, tiles.n, most):
             j = min(i + most, tiles.n)
             some = {name: x[:, :, i:j] for name, x in cg.items()}
             args = (cq[:, :, i:j], ck[:, :, i:j], cv[:, :, i:j], some, state, tiles.flags(i, j), how)
+            call: Any = self.tiles
+            if compiled is not None and j - i == most:
+                call, args = compiled, self._alike(*args)
             if how.checkpoint:
-                y, state, loss = recompute(self.tiles, *args, use_reentrant=False, preserve_rng_state=False)
+                y, state, loss = recompute(call, *args, use_reentrant=False, preserve_rng_state=False)
             else:
-                y, state, loss = self.tiles(*args)
+                y, state, loss = call(*args)
             parts.append(y)
             losses.append(y[..., 0] if loss is None else loss)
         return tiles.join(torch.cat(parts, 2)), state, tiles.join(torch.cat(losses, 2))
+
+    def _alike(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
+    ) -> tuple[Tensor, Tensor, Tensor, Gates, State, Flags, How]:
+        """The same arguments in one form, whatever the length of the sequence and the number of the tile."""
+        assert isinstance(flags.first, int)
+        gates = {name: x.contiguous() for name, x in gates.items()}
+        state = {name: x.contiguous() for name, x in state.items() if name != POS}
+        flags = replace(flags, first=flags.first % self._periods(how)[1])
+        return q.contiguous(), k.contiguous(), v.contiguous(), gates, state, flags, replace(how, bare=False)
 
     def _periods(self, how: How) -> tuple[int, int]:
         """Tokens of a tile, and tokens after which all gradient points are refreshed together."""
@@ -385,6 +406,12 @@ class Rule:
             for period, group in names.items()
             for part in [" and ".join(dict.fromkeys(n.split(".")[0] for n in group))]
         ]
+
+
+@functools.cache
+def _compiled_tiles(rule: Rule) -> Any:
+    """The fast form of a rule as the compiler makes it, once for every rule and setting."""
+    return torch.compile(rule.tiles, dynamic=False, fullgraph=True, recompile_limit=64)  # type: ignore[call-overload]
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.memory import check, reference
-from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, shorten, unit, write
+from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, unit, write
 from circadia.memory.deep import MlpMemory, inner_gradient, plain, read
+from circadia.memory.derivatives import shorten
 from circadia.memory.layout import Flags
 from circadia.memory.rule import Gates, How, Shapes
+from circadia.memory.stack import Stack
 from circadia.memory.state import MOMENTUM, START, State
 
 GATES = ("eta", "alpha")  # memories with one output
@@ -114,93 +117,138 @@ class SelfModifying(MlpMemory):
     ) -> tuple[Tensor, State, Tensor]:
         return reference.self_modifying(self, q, k, v, gates, state, how)
 
+    @property
+    def stack(self) -> Stack:
+        """The memory that is read, the projections, the rates."""
+        return Stack(("memory", *(name for name in self.memories if name != "memory")), GATES)
+
     def tiles(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, flags: Flags, how: How
     ) -> tuple[Tensor, State, Tensor | None]:
+        stack, n = self.stack, k.shape[2]
+        now = stack.pack(state)
+        initial = None if how.initial is None else stack.pack(how.initial)
+        periods = (how.chunk, self.projection_chunk or how.chunk)
+        q, k, v, x = (y.mT.contiguous() for y in (q, k, v, gates["x"]))  # tokens as columns
+        asked = torch.stack((k, v, *((q,) if self.adaptive_q else ()), x, x), 3)  # one for each memory but the first
+        q = q if self.adaptive_q else unit(q, -2)
+        usual = {"eta": torch.zeros_like(k[..., 0, :]), "alpha": torch.full_like(k[..., 0, :], self.alpha_bias)}
+        logits = torch.stack([gates.get(name, usual[name]) for name in GATES], 3)
+        live = None if flags.live is None else flags.live[:, None].to(k.dtype)
+        log_b = None
+        if self.inertia:
+            log_b = log_sigmoid(gates["beta"]) if live is None else log_sigmoid(gates["beta"]) * live
         ys: list[Tensor] = []
         losses: list[Tensor | None] = []
-        some = {name: x.unbind(2) for name, x in gates.items()}
-        for i, (q_i, k_i, v_i) in enumerate(zip(q.unbind(2), k.unbind(2), v.unbind(2))):
-            state = self.opened(state, i, flags, how)
-            live = None if flags.live is None else flags.live[:, i].to(k.dtype)
-            y, state, loss = self._tile(q_i, k_i, v_i, {n: x[i] for n, x in some.items()}, state, live, how)
+        parts = zip(*([None] * n if y is None else y.unbind(2) for y in (q, asked, logits, log_b, live)))
+        for i, (q_i, asked_i, logits_i, log_b_i, live_i) in enumerate(parts):
+            now = stack.opened(now, i, flags, periods, self.max_norm, initial)
+            y, now, loss = self._tile(q_i, asked_i, logits_i, log_b_i, live_i, now, how)
             ys.append(y)
             losses.append(loss)
-        return torch.stack(ys, 2), state, torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
+        surprise = torch.stack([x for x in losses if x is not None], 2) if how.surprise else None
+        return torch.stack(ys, 2).mT, {**state, **stack.unpack(now)}, surprise
 
     def _tile(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State, live: Tensor | None, how: How
-    ) -> tuple[Tensor, State, Tensor | None]:
-        start = {name: state[START + name] for name in self.weights(1, 1)}
-        key, value = unit(_answer("k", k, start)), _answer("v", v, start)  # eq. 83, 84
-        eta = self.top_rate * torch.sigmoid(_answer("eta", gates["x"], start).squeeze(-1) + gates.get("eta", 0.0))
-        log_a = log_sigmoid(_answer("alpha", gates["x"], start).squeeze(-1) + gates.get("alpha", self.alpha_bias))
-        query = unit(_answer("q", q, start) if self.adaptive_q else q)
-        log_b = log_sigmoid(gates["beta"]) if self.inertia else None
-        if live is not None:
-            eta, log_a = eta * live[:, None], log_a * live[:, None]
-            log_b = None if log_b is None else log_b * live[:, None]
-        tile = Tile.make(log_a, log_b, None if live is None else live[:, None], key)
-        before = tile.before
-        rate = eta[..., None]
-        # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
-        rates = [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate]
-        solvers = Solver.make(key, rates, before)
-
-        state = dict(state)
-        y, loss = None, None
-        for name in self.memories:
-            main = name == "memory"
-            if name in self.static:
-                continue
-            written, each = self._write(name, value, solvers[0 if main else -1], state, start, tile, how)
-            if main:
-                loss = each
-                pair = [written["w0"], written["w1"]]
-                if how.read == "chunk":
-                    y = _answer("memory", query, start)
-                else:
-                    y = read(pair, query, query, tile if how.read == "running" else before)
-            for part, w in written.items():
-                state[f"{name}.{part}"], momentum = w.end()
-                if momentum is not None:
-                    state[f"{MOMENTUM}{name}.{part}"] = momentum
-        assert y is not None
-        return y, state, loss
-
-    def _write(
         self,
-        name: str,
-        value: Tensor,
-        solver: Solver,
-        state: State,
-        start: State,
-        tile: Tile,
+        q: Tensor,
+        asked: Tensor,
+        logits: Tensor,
+        log_b: Tensor | None,
+        live: Tensor | None,
+        now: State,
         how: How,
-    ) -> tuple[dict[str, Written], Tensor | None]:
-        """Eq. 87 and 88 for one memory: its own target, its gradient at the chunk start, its writes."""
-        key, rate = solver.x, solver.rate
-        own = {part: start[f"{name}.{part}"] for part in ("w0", "w1", "skip") if f"{name}.{part}" in start}
-        point = {part: w.detach() for part, w in own.items()} if how.order == "first" else own
-        ws = [point["w0"], point["w1"]]
-        skips = (key @ point["skip"].mT, value @ point["skip"].mT) if "skip" in point else (key, value)
-        target = shorten(plain(ws, value, skips[1]), self.max_target)
-        inner = inner_gradient(ws, key, skips[0], target, self.objective, how.surprise and name == "memory")
-        written = {}
-        parts = {"w0": (inner.error[0], key), "w1": (inner.error[1], inner.inputs[1])}
-        if "skip" in point:
-            parts["skip"] = (inner.out_error, key)
-        for part, (error, x) in parts.items():
-            full = f"{name}.{part}"
-            step = rate * self.last_scale(how.chunk) if part == "w1" else rate
-            f = step * shorten(self.scale * error, self.clip)
-            free = inner.first if part == "w0" and state[full] is point["w0"] else None
-            takes_out = None if part == "w1" else solver
-            written[part] = write(state[full], state.get(MOMENTUM + full), x, f, tile, takes_out, free)
-        return written, inner.loss
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """One tile, q [B, H, d, C], ``asked`` [B, H, memories - 1, d, C], ``logits`` of the rates [B, H, 2, C]."""
+        stack = self.stack
+        rows, start, tops, start_tops = (now[name] for name in ("rows", START + "rows", "tops", START + "tops"))
+        skips = slice(-len(GATES), None)
+        answers = start_tops[:, :, 1:] @ F.gelu(stack.blocks(start)[:, :, 1:] @ asked)
+        key = unit(asked[:, :, 0] + answers[:, :, 0], -2)  # eq. 83
+        value = asked[:, :, 1] + answers[:, :, 1]  # eq. 84
+        query = unit(asked[:, :, 2] + answers[:, :, 2], -2) if self.adaptive_q else q  # eq. 85
+        logits = logits + answers[:, :, skips, 0] + start[:, :, skips] @ asked[:, :, -1]
+        eta, log_a = self.top_rate * torch.sigmoid(logits[:, :, 0]), log_sigmoid(logits[:, :, 1])
+        if live is not None:
+            eta, log_a = eta * live, log_a * live
+        tile = Tile.make(log_a, log_b, live, key)
+        before = tile.before
+        # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
+        rate = eta[..., None, :]
+        solvers = Solver.make(
+            key, [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate], before
+        )
 
+        # Eq. 87: for every memory its own target, and its gradient at the chunk start.
+        first_order = how.order == "first"
+        point, point_tops = (start.detach(), start_tops.detach()) if first_order else (start, start_tops)
+        known, seen = point @ key, point @ value
+        target = point_tops @ F.gelu(stack.blocks(seen)) + self._skipped(value, seen)
+        target = shorten(target, self.max_target, -2)
+        inner = inner_gradient(
+            [stack.blocks(point), point_tops],
+            key,
+            stack.blocks(known),
+            self._skipped(key, known) if how.surprise or self.objective == "l2" else key,
+            target,
+            self.objective,
+            how.surprise,
+        )
+        below, error = self.clipped(inner.error[0]), self.clipped(inner.out_error)
 
-def _answer(name: str, x: Tensor, ws: State) -> Tensor:
-    """M_name(x) from one state."""
-    skip = x @ ws[name + ".skip"].mT if name + ".skip" in ws else x
-    return plain([ws[name + ".w0"], ws[name + ".w1"]], x, skip)
+        # Eq. 88, on all matrices whose input is the key; then on the second ones, which have inputs of their own.
+        momentum, top_momentum = now.get(MOMENTUM + "rows"), now.get(MOMENTUM + "tops")
+        errors = torch.cat((below.flatten(2, 3), error[:, :, skips, 0]), 2)
+        own = tops.shape[-1]
+        written = [
+            write(
+                rows[:, :, part],
+                None if momentum is None else momentum[:, :, part],
+                key,
+                solver.rate * errors[:, :, part],
+                tile,
+                solver,
+                known[:, :, part] if rows is point else None,
+            )
+            for part, solver in ((slice(None, own), solvers[0]), (slice(own, None), solvers[-1]))
+        ]
+        share = tops.new_full((tops.shape[2], 1, 1), self.projection_rate * self.last_scale(how.chunk))
+        share[0] = self.last_scale(how.chunk)
+        f = share * rate[:, :, None] * error
+        first = Written(
+            tops[:, :, 0],
+            inner.inputs[1][:, :, 0],
+            f[:, :, 0],
+            tile,
+            None,
+            None if top_momentum is None else top_momentum[:, :, 0],
+        )
+        if how.read == "chunk":
+            y = plain([start[:, :, :own], start_tops[:, :, 0]], query, query)
+        else:
+            y = read([written[0], first], query, query, tile if how.read == "running" else before)
+
+        taken = None if written[0].r is None else torch.cat([w.r for w in written if w.r is not None], 2)
+        whole = Written(rows, key, torch.cat([w.f for w in written], 2), tile, taken, momentum)
+        upper = Written(tops, inner.inputs[1], f, tile.each(lambda x: x.unsqueeze(-3)), None, top_momentum)
+        new = dict(now)
+        for part, w in (("rows", whole), ("tops", upper)):
+            new[part], s = w.end()
+            if s is not None:
+                new[MOMENTUM + part] = s
+        return y, self._hold(new, now), None if inner.loss is None else inner.loss[:, :, 0]
+
+    def _skipped(self, x: Tensor, rows: Tensor) -> Tensor:
+        """What is added to each memory's output at x, given all rows at x: x itself, or the rate's skip."""
+        full = x.unsqueeze(2).expand(-1, -1, len(self.memories) - len(GATES), -1, -1)
+        skips = rows[:, :, -len(GATES) :, None]
+        return torch.cat((full, F.pad(skips, (0, 0, 0, x.shape[-2] - 1))), 2)
+
+    def _hold(self, new: State, old: State) -> State:
+        """Static memories keep what they had."""
+        if not self.static:
+            return new
+        entries = self.stack.unpack(new)
+        kept = self.stack.unpack(old)
+        held = {n: x for n, x in kept.items() if n.removeprefix(MOMENTUM).split(".")[0] in self.static}
+        return self.stack.pack({**entries, **held})

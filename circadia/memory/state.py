@@ -63,9 +63,8 @@ def limit(w: Tensor, top: float | None) -> Tensor:
     """
     if top is None:
         return w
-    # The sum of squares is kept away from 0: the norm has no derivative there, and memories often start at 0.
-    norm = w.square().sum((-2, -1), keepdim=True).clamp_min(1e-30).sqrt()
-    return w / (norm / (top * min(w.shape[-2:]) ** 0.5)).clamp_min(1.0)
+    most = top * min(w.shape[-2:]) ** 0.5
+    return w * (most / torch.linalg.vector_norm(w, dim=(-2, -1), keepdim=True).clamp_min(most))
 
 
 def complete(state: State, weights: Iterable[str], *, anchored: bool, momentum: bool) -> State:

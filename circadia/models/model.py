@@ -1,6 +1,7 @@
 """Blocks, the stack, and the language model, by the conventions of transformers 5."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from circadia.models.cache import HopeCache, State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
 from circadia.models.levels import Levels
+from circadia.models.mixers.memory import MemoryMixer
 from circadia.models.mixers.table import MIXERS
 
 
@@ -179,6 +181,13 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         self.model = HopeModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def compile_memories(self, compiled: bool = True) -> "HopeForCausalLM":
+        """Run the deep and self-modifying memories through ``torch.compile``, tile by tile; see ``Rule.compiled``."""
+        for module in self.modules():
+            if isinstance(module, MemoryMixer) and module.rule.family in ("deep", "self-modifying"):
+                module.rule = replace(module.rule, compiled=compiled)
+        return self
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         """Generation starts from our own cache instead of one of keys and values."""

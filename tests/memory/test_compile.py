@@ -1,5 +1,8 @@
 """``torch.compile`` takes every fast form whole, and computes the same."""
 
+import functools
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,3 +59,29 @@ def test_open_chunks_and_padding_compile(name: str) -> None:
     got, reached = fast(*inputs.cut(11, 30), state, mask[:, 11:])
     assert gap(want, got) < 1e-9
     same_state(end, reached, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", ["titans", "self_modifying"])
+def test_compiled_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph for all whole tiles and every length; what is left of a chunk runs as it is."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    rule = replace(ALL[name], compiled=True)
+    for tokens in (135, 260):
+        inputs = Inputs(rule, tokens, batch=1).require_grad()
+        leaves = list(inputs.leaves().values())
+        want = ALL[name](*inputs.args(), chunk=64, surprise=True)
+        got = rule(*inputs.args(), chunk=64, surprise=True)
+        assert gap(want[0], got[0]) < 1e-9 and gap(want[2], got[2]) < 1e-9
+        same_state(want[1], got[1], 1e-9)
+        for a, b in zip(*(torch.autograd.grad(objective(*out), leaves) for out in (want, got))):
+            assert gap(a, b) < 1e-9
+        assert len(graphs) <= 2, "compiled again for another length"
+    assert graphs

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from circadia.memory.closed import shorten
+from circadia.memory.derivatives import shorten
 from circadia.models.cache import State
 from circadia.models.context import Context
 

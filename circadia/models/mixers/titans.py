@@ -157,7 +157,7 @@ class MemoryAsContext(nn.Module):
         q = F.silu(self.query(x)).unflatten(-1, (self.memory.heads, self.memory.width)).transpose(1, 2)
         w = list(weights.values())
         q = unit(q.to(w[0].dtype))
-        return plain(w, q, q).transpose(1, 2).flatten(2).to(x.dtype)
+        return plain(w, q.mT, q.mT).mT.transpose(1, 2).flatten(2).to(x.dtype)
 
     def levels_entry(self) -> dict:
         """What is recalled for a segment is a copy that the memory renews with every segment."""
