@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.memory.closed import shorten, unit
-from circadia.memory.state import MOMENTUM, POS, START, State, choose, limit, select
+from circadia.memory.state import MOMENTUM, POS, START, State, choose, limit, precision, select
 
 if TYPE_CHECKING:
     from circadia.memory.deep import Deep
@@ -36,7 +36,7 @@ def run(
     reset: Tensor | None,
 ) -> tuple[Tensor, State, Tensor]:
     """One token after another. A chunk is counted from the start of a document, over real tokens."""
-    outer, inner = v.dtype, next(iter(state.values())).dtype
+    outer, inner = v.dtype, precision(state)
     periods = rule.chunks(how.chunk)
     ys, losses = [], []
     for t in range(q.shape[2]):

@@ -161,7 +161,9 @@ class Run:
         if before is None:
             net.to(world.device).train()
             if now.train.checkpointing:
-                net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                # The second is the name before transformers 5.23.
+                enable = getattr(net, "activation_checkpointing_enable", None) or net.gradient_checkpointing_enable
+                enable({"use_reentrant": False})
             if now.train.compile:
                 for block in distributed.blocks(net):
                     block.compile()

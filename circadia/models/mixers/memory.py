@@ -1,5 +1,7 @@
 """A memory rule as a mixer: projections, convolution, gates, the rule, a norm per head and an output gate."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,6 +70,10 @@ class MemoryMixer(nn.Module):
         gates = self._gates(x)
         if rest:
             gates["x"] = rest[0]
+        # Autocast leaves rates in float32, where retentions near 1 need to be; a rule wants one type.
+        wide = functools.reduce(torch.promote_types, (gate.dtype for gate in gates.values()), q.dtype)
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        gates = {name: gate.to(wide) for name, gate in gates.items()}
         dtype = torch.promote_types(x.dtype, torch.float32)  # memories are float32 or better
         start = expand({n.replace("/", "."): w.to(dtype) for n, w in self.start.items()}, b)
         memory = {n.removeprefix(MEMORY): w for n, w in state.items() if n.startswith(MEMORY)} or start
