@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,7 +256,9 @@ def _load_sharded(folder: Path, params: dict[str, Tensor]) -> Tensors:
             same = entry.size == p.shape and len(entry.size)
             kind = entry.properties.dtype
             targets[name] = torch.zeros_like(p, dtype=kind) if same else torch.zeros(entry.size, dtype=kind)
-    dcp.load(targets, checkpoint_id=folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read what many wrote
+        dcp.load(targets, checkpoint_id=folder)
     return {name.removeprefix("optimizer/"): value for name, value in targets.items() if name.startswith("optimizer/")}
 
 

@@ -4,6 +4,7 @@ What is sharded are the slow weights. Fast weights are activations of a sequence
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def shard(net: nn.Module, parallel: str, world: World) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # A block returns views as part of its state; nothing here changes a state in place, which is what this is about.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks(net):
         fully_shard(block, mesh=mesh)
