@@ -116,10 +116,10 @@ def save_model(net: Any, folder: Path, world: World) -> None:
 def load_model(net: nn.Module, folder: Path) -> None:
     """The weights of `save_model` into parameters as they lie, sharded or not."""
     values = load_file(folder / "model.safetensors")
-    for name, own in [*net.named_parameters(), *net.named_buffers()]:
-        if name in values:  # buffers that can be computed are not kept
-            value = values[name]
-            own.detach().copy_(like(value, own) if isinstance(own, DTensor) else value)
+    kept = [(name, own) for name, own in net.named_buffers() if name in values]  # others can be computed
+    for name, own in [*net.named_parameters(), *kept]:
+        value = values[name]
+        own.detach().copy_(like(value, own) if isinstance(own, DTensor) else value)
 
 
 def optimizer_state(optimizer: Optimizer, names: dict[int, str], prefix: str = "") -> tuple[Tensors, dict[str, Any]]:
@@ -257,7 +257,9 @@ def _load_sharded(folder: Path, params: dict[str, Tensor]) -> Tensors:
             kind = entry.properties.dtype
             targets[name] = torch.zeros_like(p, dtype=kind) if same else torch.zeros(entry.size, dtype=kind)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read what many wrote
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled"
+        )  # one process may read what many wrote
         dcp.load(targets, checkpoint_id=folder)
     return {name.removeprefix("optimizer/"): value for name, value in targets.items() if name.startswith("optimizer/")}
 

@@ -94,7 +94,7 @@ class StagePart(_Part):
 
 
 # What concerns the whole run, so that no stage may change it.
-WHOLE_RUN = ("device", "parallel", "track", "patience", "compile", "precision")
+WHOLE_RUN = ("device", "parallel", "track", "patience", "compile", "checkpointing", "precision")
 
 
 class TrainConfig(_Part):

@@ -139,7 +139,7 @@ class Batches:
                 f"data.path holds {len(corpus):,} tokens for training, too few for {least} rows of "
                 f"data.length={data.length}: give more text or shorter rows"
             )
-        self.rows, self.batch, self.position = rows, batch, position
+        self.tokens, self.batch, self.position = len(corpus), batch, position
         order = Order(rows, batch, seed, data.carry)
         positions = _Count(position, batch)
         self.loader = iter(
@@ -159,7 +159,7 @@ class Batches:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Where we are: as JSON, and as tensors."""
-        return {"position": self.position}, {}
+        return {"position": self.position, "tokens": self.tokens}, {}
 
 
 class _Count(torch.utils.data.Sampler):

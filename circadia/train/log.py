@@ -21,7 +21,8 @@ class Log:
     """Appends to the log; on a resume, first forgets what came after the checkpoint."""
 
     def __init__(self, run: Path, step: int, settings: dict[str, Any], track: str | None) -> None:
-        kept = [line for line in read(run) if line["step"] <= step]
+        # The line that opens a stage is written again when the stage is opened again.
+        kept = [line for line in read(run) if line["step"] < step + (line["kind"] != "stage")]
         temporary = run / f".{FILE}"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(run / FILE)

@@ -123,7 +123,7 @@ class Run:
                     if self.world.first:  # once everything that it names could be made
                         checkpoint.write_text(self.folder / "config.yaml", dump(self.config))
                     stopped = self.stage()
-                    if stopped != "finished":
+                    if stopped not in ("finished", "early"):
                         break
                 if stopped in ("finished", "early"):
                     held_out = self.found[1] if self.found[0] == self.place.step else self.evaluate()
@@ -149,16 +149,17 @@ class Run:
                 self.data = make.Data(now.data, now.seed, now.train.eval_tokens)
         assert self.data is not None
         if index != place.stage:
-            place.stage, place.stage_step, place.recent = index, 0, []
-        if self.net is None:
+            place.stage, place.stage_step, place.recent, place.without_better = index, 0, [], 0
+        old = self.net
+        if old is None:
             self.net = make.model(now.model, self.data.tokenizer, now.seed)
         elif world.size == 1:
             self.net = make.next_stage(self.net, now.model, self.data.tokenizer)
-        elif make.stage_model(now.model) != make.stage_model(self.stages[index - 1].model):
+        elif before is not None and before.model != now.model:
             raise ValueError("stages that change the model run in one process: train each by itself, with model.path")
         net = self.net
         _check(net, now, world)
-        if before is None:
+        if net is not old:
             net.to(world.device).train()
             if now.train.checkpointing:
                 # The second is the name before transformers 5.23.
@@ -168,8 +169,6 @@ class Run:
                 for block in distributed.blocks(net):
                     block.compile()
             self.called = distributed.shard(net, now.train.parallel, world)
-        elif world.size == 1:
-            self.called = net
         self.optimizer = make.optimizer(net, now.optim)
         self.caches = {}
         self.parts = now.train.batch // world.size // self.micro
@@ -180,7 +179,7 @@ class Run:
             self.bar.say(f"resumed from {self.saved}")
             self.saved = None
         self.batches = self.data.batches(now.train.batch, world.share, data_state)
-        if place.stage_step == 0 and place.micro == 0:
+        if place.stage_step == 0:
             parameters = sum(p.numel() for p in net.parameters())
             self.log("stage", place.step, name=self.config.names[index], parameters=parameters, steps=now.steps)
             name = now.model.preset or now.model.path
@@ -196,7 +195,7 @@ class Run:
     def stage(self) -> str:
         """Steps until the stage is over, or something stops it: says what."""
         now, place = self.now, self.place
-        while place.stage_step < now.steps:
+        while place.stage_step < now.steps and not self.impatient():
             self.step()
             if self.stopping():
                 self.save()
@@ -209,11 +208,14 @@ class Run:
                 self.keep_best(self.evaluate())
             if last or place.stage_step % now.train.save_every == 0 or self.too_long_ago():
                 self.save()
-            if now.train.patience is not None and place.without_better >= now.train.patience:
+            if self.impatient():
                 self.save()
                 self.bar.say(f"stopped early: best after step {place.best_step}, no better in {now.train.patience}")
-                return "early"
-        return "finished"
+        return "finished" if place.stage_step == now.steps else "early"
+
+    def impatient(self) -> bool:
+        """Has the held-out loss been no better for too long?"""
+        return self.now.train.patience is not None and self.place.without_better >= self.now.train.patience
 
     def step(self) -> None:
         """Read a batch, add up the gradients of its parts, write the weights, or skip it if it went wrong."""
@@ -375,7 +377,12 @@ class Run:
             held = {name: value for name, value in vars(self.batch).items() if isinstance(value, Tensor)}
             rest |= {f"batch/{name}": value for name, value in held.items()}
             rest |= {f"gradient/{n}": p.grad for n, p in self.net.named_parameters() if p.grad is not None}
-        numbers = {"place": asdict(place), "seen": seen, "fresh": self.batch is None or self.batch.fresh}
+        numbers = {
+            "place": asdict(place),
+            "rows": self.micro,
+            "seen": seen,
+            "fresh": self.batch is None or self.batch.fresh,
+        }
         name = f"step-{place.step:08d}" + (f"-{place.micro:04d}" if place.micro else "")
         self.checkpoints.save(
             name, lambda folder: checkpoint.save(folder, self.net, self.optimizer, rest, numbers, self.world)
@@ -390,7 +397,13 @@ class Run:
         for name, value in rest.items():
             kind, _, key = name.partition("/")
             parts.setdefault(kind, {})[key] = value
-        if self.now.data.carry and numbers["processes"] != self.world.size:
+        same = numbers["processes"] == self.world.size
+        if self.place.micro and not (same and numbers["rows"] == self.micro):
+            raise ValueError(
+                f"{self.saved} stands in the middle of a step of one process with train.micro={numbers['rows']}: "
+                "resume with these, then change them after the next whole step"
+            )
+        if self.now.data.carry and not same:
             raise ValueError(f"data.carry: each process holds its memories; resume with {numbers['processes']} again")
         for key, count in numbers["seen"].items():
             index, layer = key.split("/")

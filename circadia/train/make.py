@@ -95,11 +95,6 @@ def next_stage(old: nn.Module, part: ModelPart, tokenizer: Tokenizer) -> nn.Modu
     return made.train(old.training)
 
 
-def stage_model(part: ModelPart) -> dict[str, Any]:
-    """What tells the models of two stages apart."""
-    return part.model_dump()
-
-
 def _shape(shape: Any) -> str:
     return "nothing" if shape is None else str(tuple(shape))
 
@@ -174,6 +169,11 @@ class Data:
         if self.train is None:
             return rows.Stream(self.source, self.tokenizer, self.part, batch, self.seed, share, state)
         position = 0 if state is None else state[0]["position"]
+        if state is not None and state[0]["tokens"] != len(self.train):
+            raise ValueError(
+                f"data.path has {len(self.train):,} tokens, the run was started with {state[0]['tokens']:,}: "
+                "give it the same text again"
+            )
         return rows.Batches(self.train, self.part, batch, self.seed, share, position)
 
     def held_out(self, batch: int, share: tuple[int, int]) -> Iterator[rows.Batch]:

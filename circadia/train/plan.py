@@ -15,7 +15,7 @@ from circadia.levels import levels
 from circadia.levels.level import bytes_text, count_text
 from circadia.models import HopeConfig
 from circadia.models.measure import cost
-from circadia.train import distributed
+from circadia.train import checkpoint, distributed
 from circadia.train.config import TrainConfig
 from circadia.train.loop import Place, Run
 
@@ -67,7 +67,7 @@ def _numbers(run: Run, seconds: float) -> dict[str, str]:
     now, net = run.now, run.net
     parameters = list(net.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    held = [x for state in run.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    held = checkpoint.optimizer_state(run.optimizer, {id(p): n for n, p in net.named_parameters()})[0].values()
     tokens = now.steps * now.train.batch * now.data.length
     count = sum(p.numel() for p in parameters)
     if isinstance(net.config, HopeConfig):

@@ -67,7 +67,9 @@ def alike(config, one):
     assert all(torch.allclose(mine[name], theirs[name], atol=2e-3) for name in theirs)
 
 
-@pytest.mark.parametrize("override", ["fsdp", "ddp", "fsdp train.micro=1", "ddp train.micro=1 train.checkpointing=true"])
+@pytest.mark.parametrize(
+    "override", ["fsdp", "ddp", "fsdp train.micro=1", "ddp train.micro=1 train.checkpointing=true"]
+)
 def test_two_processes_compute_what_one_does(config, one, override):
     made = config(*f"train.parallel={override}".split())
     assert spread(2, made) == [0, 0]

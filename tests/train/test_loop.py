@@ -295,6 +295,20 @@ def test_patience_ends_a_run_that_gets_no_better(config, monkeypatch):
     assert result.held_out["loss"] == 2.0
 
 
+def test_patience_is_each_stage_s_own_and_outlives_a_resume(config, monkeypatch):
+    found = iter([1.0, 2.0, 0.5, 3.0])
+    better = {"bits_per_byte": 0.0, "perplexity": 1.0}
+    monkeypatch.setattr(loop_file.Run, "evaluate", lambda self: {"loss": next(found), **better})
+    stages = [{"name": "a"}, {"name": "b", "model": {"chunk": 4}}]
+    made = config("train.patience=1", "train.eval_every=1", stages=stages)
+    assert train(made).place.step == 4
+    monkeypatch.setattr(loop_file.Run, "evaluate", lambda self: {"loss": 9.0, **better})
+    again = train(made, resume=True)
+    assert (again.stopped, again.place.step, again.place.stage) == ("early", 4, 1)
+    lines = [(line["kind"], line["step"]) for line in read(again.folder) if line["kind"] in ("stage", "step")]
+    assert lines == [("stage", 0), ("step", 1), ("step", 2), ("stage", 2), ("step", 3), ("step", 4)]
+
+
 def test_streams_and_other_tokenizers(config, tmp_path, text):
     from circadia.train.sources import Source
     from circadia.train.tokens import train_tokenizer

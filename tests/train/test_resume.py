@@ -172,6 +172,24 @@ def test_a_run_is_not_overwritten_and_not_changed(config):
     assert done.exit_code == 2 and "add --resume" in done.stderr
 
 
+def test_what_the_place_depends_on_must_be_there(config, tmp_path, text):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes((text / "0.txt").read_bytes())
+    parts = [f"data.path={folder}", "data.heldout=0.1", "train.micro=1", "train.save_minutes=0"]
+    made = config(*parts)
+    assert in_process(made, after(7, LOSS)) == -signal.SIGKILL
+    with pytest.raises(
+        ValueError, match=r"in the middle of a step of one process with train\.micro=1: resume with these"
+    ):
+        train(config(*parts, "train.micro=2"), resume=True)
+    (folder / "b.txt").write_text("more text")
+    with pytest.raises(
+        ValueError, match=r"data\.path has .* tokens, the run was started with .*: give it the same text"
+    ):
+        train(made, resume=True)
+
+
 def test_two_processes_do_not_write_one_run(config):
     made = config()
     folder = loop_file.Path(made.out)
