@@ -39,7 +39,7 @@ class Checkpoints:
         self.folder, self.world = run / "checkpoints", world
         if world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote or removed
+            for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote
                 shutil.rmtree(leftover)
         world.wait()
 
@@ -70,10 +70,8 @@ class Checkpoints:
                 temporary.rename(path)
             _sync(self.folder)
             for old in self.folder.glob(f"{kind}-*"):
-                if old != path:
-                    gone = old.with_name(f".old-{old.name}")  # at once, so that no half of one is ever found
-                    old.rename(gone)
-                    shutil.rmtree(gone)
+                if old != path:  # killed here, half of it stays until the next time; the newest is the one that counts
+                    shutil.rmtree(old)
             shutil.rmtree(temporary, ignore_errors=True)
         self.world.wait()
         return path

@@ -49,6 +49,7 @@ class Place:
     skipped: int = 0
     skipped_in_a_row: int = 0
     recent: list[float] = field(default_factory=list)
+    evaluated: int = 0  # the step of the last evaluation
     best: float | None = None
     best_step: int = 0
     without_better: int = 0  # evaluations
@@ -195,6 +196,7 @@ class Run:
     def stage(self) -> str:
         """Steps until the stage is over, or something stops it: says what."""
         now, place = self.now, self.place
+        self.evaluate_if_due()  # if a signal came between a step and its evaluation
         while place.stage_step < now.steps and not self.impatient():
             self.step()
             if self.stopping():
@@ -203,15 +205,20 @@ class Run:
                 name = signal.Signals(self.signal).name
                 self.bar.say(f"{name} after step {place.step}; go on with: circadia train {self.folder} --resume")
                 return name
-            last = place.stage_step == now.steps
-            if place.stage_step % now.train.eval_every == 0 or last:
-                self.keep_best(self.evaluate())
-            if last or place.stage_step % now.train.save_every == 0 or self.too_long_ago():
+            self.evaluate_if_due()
+            if place.stage_step == now.steps or place.stage_step % now.train.save_every == 0 or self.too_long_ago():
                 self.save()
             if self.impatient():
                 self.save()
                 self.bar.say(f"stopped early: best after step {place.best_step}, no better in {now.train.patience}")
         return "finished" if place.stage_step == now.steps else "early"
+
+    def evaluate_if_due(self) -> None:
+        """Every so many steps and after the last one of a stage, once."""
+        now, place = self.now, self.place
+        due = place.stage_step == now.steps or place.stage_step % now.train.eval_every == 0
+        if due and place.evaluated < place.step:
+            self.keep_best(self.evaluate())
 
     def impatient(self) -> bool:
         """Has the held-out loss been no better for too long?"""
@@ -339,6 +346,7 @@ class Run:
     def keep_best(self, found: dict[str, float] | None) -> None:
         """Log an evaluation, and keep the model if there was no better one."""
         self.found = (self.place.step, found)
+        self.place.evaluated = self.place.step
         if found is None:
             return
         place = self.place

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -194,6 +196,14 @@ def test_the_bytes_of_tokens_add_up_to_the_text(vocabulary, sample):
         tokens, widths = tokenizer.encode(sample)
         assert len(tokens) == len(widths) and widths.sum() == len(sample.encode())
     assert bytes(BYTES.encode(sample)[0]) == sample.encode()
+
+
+def test_bytes_that_a_tokenizer_drops_count_with_its_next_token(tmp_path):
+    backend = Backend(models.WordLevel({"two": 0, "words": 1, "?": 2}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save(str(tmp_path / "words.json"))
+    tokens, widths = Tokenizer(str(tmp_path / "words.json")).encode("  two   wörds \n")
+    assert (tokens.tolist(), widths.tolist()) == ([0, 2], [5, 11])
 
 
 def test_tokens_of_any_size_come_back_from_the_cache(vocabulary, text):
