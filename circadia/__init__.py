@@ -13,8 +13,9 @@ _PUBLIC = {
     "models": "circadia.models",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
     "optim": "circadia.optim",
+    "train": "circadia.train",
 }
-__all__ = ["__version__", "levels", "memory", "models", "optim"]
+__all__ = ["__version__", "levels", "memory", "models", "optim", "train"]
 
 
 def __getattr__(name: str) -> Any:

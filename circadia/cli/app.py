@@ -16,6 +16,8 @@ from circadia.cli.levels import levels
 from circadia.cli.models import models
 from circadia.cli.optimizers import optimizers
 from circadia.cli.rules import rules
+from circadia.cli.tokenizer import tokenizer
+from circadia.cli.train import train
 
 
 class _Commands(TyperGroup):
@@ -62,3 +64,7 @@ app.command(rich_help_panel=LOOK)(models)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)
 app.command(rich_help_panel=LOOK)(optimizers)
+
+TRAIN = "Train"
+app.command(rich_help_panel=TRAIN)(train)
+app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circadia.memory.closed import unit
 from circadia.memory.derivatives import shorten
-from circadia.memory.state import MOMENTUM, POS, START, State, choose, limit, select
+from circadia.memory.state import MOMENTUM, POS, START, State, choose, limit, precision, select
 
 if TYPE_CHECKING:
     from circadia.memory.deep import Deep
@@ -37,7 +37,7 @@ def run(
     reset: Tensor | None,
 ) -> tuple[Tensor, State, Tensor]:
     """One token after another. A chunk is counted from the start of a document, over real tokens."""
-    outer, inner = v.dtype, next(iter(state.values())).dtype
+    outer, inner = v.dtype, precision(state)
     periods = rule.chunks(how.chunk)
     ys, losses = [], []
     for t in range(q.shape[2]):

@@ -29,6 +29,7 @@ from circadia.memory.state import (
     choose,
     complete,
     limit,
+    precision,
     select,
     state_bytes,
     weights_only,
@@ -173,7 +174,7 @@ class Rule:
         how = How(chunk, read, order, surprise, initial, checkpoint)
         how, gates, state = self._prepare(q, k, v, gates, state, how, mask, reset)
         tile, wrap = self._periods(how)
-        outer, inner = v.dtype, next(iter(state.values())).dtype
+        outer, inner = v.dtype, precision(state)
         ys: list[Tensor] = []
         losses: list[Tensor] = []
         with _full_precision(q):
@@ -231,7 +232,7 @@ class Rule:
         gates = {name: x.unsqueeze(2) for name, x in (gates or {}).items()}
         at = None if mask is None else mask[:, None]
         how, gates, state = self._prepare(q, k, v, gates, state, How(chunk, read, "second", surprise), at, None)
-        outer, inner = v.dtype, next(iter(state.values())).dtype
+        outer, inner = v.dtype, precision(state)
         live = torch.ones_like(k[:, :1, :, 0], dtype=torch.bool).squeeze(1) if at is None else at
         first = state[POS][:, None] if how.anchored else torch.zeros_like(live, dtype=torch.int64)
         with _full_precision(q):

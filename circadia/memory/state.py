@@ -40,6 +40,11 @@ def weights_only(state: State) -> State:
     return {name: x for name, x in state.items() if not name.startswith((START, MOMENTUM)) and name != POS}
 
 
+def precision(state: State) -> torch.dtype:
+    """The type of the weights, wherever they stand: files give states back in an order of their own, counts first."""
+    return next(x.dtype for x in state.values() if x.is_floating_point())
+
+
 def state_bytes(state: State) -> int:
     """Bytes of one sequence's state."""
     return sum(x[0].numel() * x.element_size() for x in state.values())

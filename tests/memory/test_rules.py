@@ -90,6 +90,19 @@ def test_any_split_is_one_pass(name: str, cuts: tuple[int, ...]) -> None:
 
 
 @every_rule
+def test_a_state_is_the_same_in_any_order(name: str) -> None:
+    """Files give the entries back in an order of their own, positions before weights."""
+    rule = ALL[name]
+    inputs = Inputs(rule, 20)
+    _, state = rule(*inputs.cut(0, 7), inputs.state, chunk=16)
+    turned = dict(sorted(state.items(), key=lambda entry: entry[1].is_floating_point()))
+    for run in (rule, rule.reference):
+        a, b = (run(*inputs.cut(7, 20), kept, chunk=16) for kept in (state, turned))
+        assert torch.equal(a[0], b[0])
+    assert torch.equal(*(rule.step(*inputs.at(7), kept, chunk=16)[0] for kept in (state, turned)))
+
+
+@every_rule
 def test_token_by_token_is_one_pass(name: str) -> None:
     rule = ALL[name]
     inputs = Inputs(rule, 37)
