@@ -284,10 +284,11 @@ class Rule:
         compiled = _compiled_tiles(self) if self.compiled and whole and not torch.compiler.is_compiling() else None
         if compiled is not None:
             most = max(1, 64 // tiles.c)
-        for i in range(0, tiles.n, most):
+        # Not sliced one by one: the gradient of a slice is as long as the whole.
+        pieces = zip(*(x.split(most, 2) for x in (cq, ck, cv, *cg.values())))
+        for i, (q_i, k_i, v_i, *some) in zip(range(0, tiles.n, most), pieces):
             j = min(i + most, tiles.n)
-            some = {name: x[:, :, i:j] for name, x in cg.items()}
-            args = (cq[:, :, i:j], ck[:, :, i:j], cv[:, :, i:j], some, state, tiles.flags(i, j), how)
+            args = (q_i, k_i, v_i, dict(zip(cg, some)), state, tiles.flags(i, j), how)
             call: Any = self.tiles
             if compiled is not None and j - i == most:
                 call, args = compiled, self._alike(*args)

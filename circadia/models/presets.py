@@ -13,20 +13,18 @@ ARCHITECTURES: dict[str, dict] = {
     "deltanet": {"mixers": ["deltanet"]},
     "gated-deltanet": {"mixers": ["gated_deltanet"]},
     "ttt": {"mixers": ["ttt"], "chunk": 16},
-    "dla": {"mixers": ["dla"], "chunk": 16},
-    "titans-lmm": {"mixers": ["titans"], "chunk": 16},
-    "titans-mac": {"mixers": ["titans_mac"], "chunk": 16},
-    "titans-mag": {"mixers": ["titans_mag"], "chunk": 16},
-    "titans-mal": {"mixers": ["titans_mal"], "chunk": 16},
+    "dla": {"mixers": ["dla"]},
+    "titans-lmm": {"mixers": ["titans"]},
+    "titans-mac": {"mixers": ["titans_mac"]},
+    "titans-mag": {"mixers": ["titans_mag"]},
+    "titans-mal": {"mixers": ["titans_mal"]},
     "lstm": {"mixers": ["lstm"]},
     "srwm": {"mixers": ["srwm"]},
     "hope": {"mixers": ["self_modifying"], "levels": True},
     "hope-attention": {"mixers": ["attention"], "levels": True},
 }
 
-# Tokens between two updates of the levels. The papers name 512, 2K and 8K; tiny models are trained on shorter contexts.
-PERIODS = [512, 2048, 8192]
-TINY_PERIODS = [128, 512, 2048]
+PERIODS = [512, 2048, 8192]  # tokens between two updates of the levels: those that the papers name
 
 # Width, blocks, heads, vocabulary. From 340m on the widths and depths of Miras (arXiv 2504.13173, Table 5) where it
 # gives them; bytes below 30m, the 32,000 pieces of the papers' tokenizer from there on.
@@ -54,7 +52,7 @@ def preset(architecture: str, size: str) -> HopeConfig:
         return model
     own = dict(ARCHITECTURES[architecture])
     if own.pop("levels", False):
-        own["periods"] = TINY_PERIODS if size in ("tiny", "small") else PERIODS
+        own["periods"] = PERIODS
     config = HopeConfig(**shape, **own, intermediate_size=model.intermediate_size)
     assert config.intermediate_size is not None
     spare = count(model) - count(config)

@@ -30,7 +30,7 @@ def test_sizes_are_what_their_names_say() -> None:
 def test_costs_are_those_of_a_real_run(name: str) -> None:
     """State bytes against the cache of a model that has read something; parameters against the model."""
     config = preset(name, "tiny")
-    config.periods = [period // 16 for period in config.periods]
+    config.periods = [period // 64 for period in config.periods]
     model, measured = HopeForCausalLM(config), cost(config)
     assert sum(p.numel() for p in model.parameters()) == measured.parameters
     config.sliding_window = 512
@@ -49,7 +49,7 @@ def test_everything_learns(name: str) -> None:
     """Through the inner updates of every level: each parameter gets a finite gradient from one next-token loss."""
     torch.manual_seed(0)
     config = preset(name, "tiny")
-    config.periods = [period // 16 for period in config.periods]  # the slowest one learns twice
+    config.periods = [period // 64 for period in config.periods]  # the slowest one learns twice
     x = torch.randint(0, 256, (1, max(150, 2 * max(config.periods) + 20)))
     model = HopeForCausalLM(config)
     loss = model(x, labels=x, use_cache=False).loss
@@ -63,9 +63,9 @@ def test_levels_are_seen() -> None:
     """The continuum memory system of Hope, each level with its period, and the weights that it starts from."""
     view = circadia.levels(HopeForCausalLM(preset("hope", "tiny")))
     found = {level.period: level for level in view.levels if level.name == "CMS level"}
-    assert list(found) == [128, 512, 2048]
+    assert list(found) == [512, 2048, 8192]
     width = preset("hope", "tiny").level_widths[0]
-    assert found[128].state_bytes == 5 * 2 * 4 * 3 * 128 * width  # blocks; weights and gradients; float32; up and out
+    assert found[512].state_bytes == 5 * 2 * 4 * 3 * 128 * width  # blocks; weights and gradients; float32; up and out
 
 
 def test_models_are_seen_as_levels() -> None:
