@@ -15,7 +15,7 @@ ARCHITECTURES: dict[str, dict] = {
     "ttt": {"mixers": ["ttt"], "chunk": 16},
     "dla": {"mixers": ["dla"]},
     "titans-lmm": {"mixers": ["titans"]},
-    "titans-mac": {"mixers": ["titans_mac"]},
+    "titans-mac": {"mixers": ["titans_mac"], "chunk": 16},
     "titans-mag": {"mixers": ["titans_mag"]},
     "titans-mal": {"mixers": ["titans_mal"]},
     "lstm": {"mixers": ["lstm"]},
