@@ -13,11 +13,12 @@ BLOCKS = [(page.name, block) for page in PAGES for block in re.findall(r"```pyth
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)])
-def test_code_blocks_run(page: str, block: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_blocks_run(page: str, block: str, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, page, "exec"), {})
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().out.strip()
     if page == "README.md":
-        assert float(shown) > 0.999
+        assert shown == "True" or float(shown) > 0.999
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
