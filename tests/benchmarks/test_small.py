@@ -2,7 +2,8 @@
 
 import json
 
-from benchmarks import cms_level, kv_recall
+from benchmarks import cms_level, kv_recall, model_peers
+from benchmarks.harness import NotMeasured
 
 
 def test_cms_level(tmp_path, capsys) -> None:
@@ -25,3 +26,19 @@ def test_kv_recall(tmp_path) -> None:
         table = dict(zip(row[:8:2], row[1:8:2]))
         assert [table[key] for key in row[38::2]] == row[39::2] == asked and len(table) == 4
         assert min(row[8:38]) >= 32 and len(set(row[38:46:2])) == 4
+
+
+def test_model_peers(tmp_path, capsys, monkeypatch) -> None:
+    """A package that is missing is said to be missing; one that is there is timed beside ours."""
+
+    def there(ids):
+        return lambda: (ids.float() @ ids.float().mT).sum(), 7
+
+    def missing(ids):
+        raise NotMeasured("nowhere is not installed")
+
+    monkeypatch.setattr(model_peers, "PAIRS", [("linear", there), ("linear", missing)])
+    model_peers.main(["--tokens", "64", "--reps", "2", "--out", str(tmp_path)])
+    first, second = json.loads((tmp_path / "model_peers.json").read_text())["rows"]
+    assert first["their_parameters"] == 7 and first["ratios"]["there"]["median"] > 0
+    assert second["ratios"] == {} and "not measured: nowhere is not installed" in capsys.readouterr().out
