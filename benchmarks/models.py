@@ -41,6 +41,7 @@ def parser() -> Parser:
     p.add_argument("--reps", type=positive, help="default 7")
     p.add_argument("--threads", type=positive, help="of torch; default: its own choice")
     p.add_argument("--compile", action="store_true", help="also with the memories compiled, where they can be")
+    p.add_argument("--recompute", action="store_true", help="blocks are computed again in the backward pass")
     p.add_argument("--memory", action="store_true", help="also the memory of a step, at the longest length")
     p.add_argument("--decode", action="store_true", help="also the time per generated token")
     p.add_argument("--contexts", metavar="N,N", help="tokens read before; default 1000,100000")
@@ -86,8 +87,12 @@ def stepper(model: nn.Module, loss: Callable[[Tensor], Tensor], ids: Tensor) -> 
     return run
 
 
-def step_of(name: str, size: str, batch: int, tokens: int, *, compiled: bool = False) -> Callable[[], None]:
+def step_of(
+    name: str, size: str, batch: int, tokens: int, *, compiled: bool = False, recompute: bool = False
+) -> Callable[[], None]:
     model = build(name, size)
+    if recompute:
+        model.train().activation_checkpointing_enable()
     if compiled:
         model.compile_memories()
     ids = torch.randint(model.config.vocab_size, (batch, tokens))
@@ -102,7 +107,7 @@ def steps(config: dict[str, Any], progress: Callable[[str], None]) -> list[Conte
         rival = Contestant(RIVAL, step_of(RIVAL, size, batch, tokens))
         for name in config["presets"]:
             labels = {"section": "step", "preset": name, "tokens": tokens}
-            ours = Contestant(name, step_of(name, size, batch, tokens))
+            ours = Contestant(name, step_of(name, size, batch, tokens, recompute=config["recompute"]))
             contests.append(Contest({**labels, "form": "eager"}, [ours, rival], batch * tokens))
             if config["compile"] and can_compile(name, size):
                 progress(f"compiling {name}")
@@ -150,16 +155,23 @@ def decoding(config: dict[str, Any], progress: Callable[[str], None]) -> list[Co
     return contests
 
 
-def resident(name: str, size: str, batch: int, tokens: int) -> int:
-    """Bytes by which the largest resident set of this process grows in a step, after one of two chunks."""
-    import resource  # not on Windows
+def resident(name: str, size: str, batch: int, tokens: int, recompute: bool = False) -> int:
+    """Bytes by which the resident set of this process grows in a step at most, after a step of two chunks.
 
-    step_of(name, size, batch, 2 * preset(name, size).chunk)()
-    run = step_of(name, size, batch, tokens)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    From Linux's own mark of the highest set, put back before the step. ``ru_maxrss`` would not do: a process takes its
+    parent's over.
+    """
+    step_of(name, size, batch, 2 * preset(name, size).chunk, recompute=recompute)()
+    run = step_of(name, size, batch, tokens, recompute=recompute)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _highest()
     run()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return _highest() - before
+
+
+def _highest() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def memory(config: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
@@ -169,6 +181,7 @@ def memory(config: dict[str, Any], progress: Callable[[str], None]) -> dict[str,
         progress(f"memory of {name}")
         command = [sys.executable, "-m", "benchmarks.models", "--resident", f"{name},{max(config['tokens'])}"]
         command += ["--size", config["size"], "--batch", str(config["batch"])]
+        command += ["--recompute"] * (config["recompute"] and name != RIVAL)
         done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
         lines = done.stderr.strip().splitlines() or ["nothing was printed"]
         found[name] = json.loads(done.stdout) if done.returncode == 0 else {"not_measured": lines[-1]}
@@ -186,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(config["threads"])
     if config["resident"]:
         name, tokens = config["resident"].rsplit(",", 1)
-        print(json.dumps({"bytes": resident(name, config["size"], config["batch"], int(tokens))}))
+        print(json.dumps({"bytes": resident(name, config["size"], config["batch"], int(tokens), config["recompute"])}))
         return 0
     with Console(stderr=True).status("starting") as status:
         contests = steps(config, status.update)
