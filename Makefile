@@ -7,14 +7,14 @@ STAMP := $(VENV)/.installed
 .PHONY: help test demo lint install clean
 
 help:
-	@echo "make test   install into $(VENV), then lint, type-check and test (about 6 minutes on 2 cores)"
+	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
 	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 1 minute)"
 	@echo "make clean  remove $(VENV) and what the runs left"
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (about 1 minute, once)"
+	@echo "installing into $(VENV) (about 2 minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	@echo "ruff, mypy and pytest: about 5 minutes on 2 cores"
+	@echo "ruff, mypy and pytest: about 8 minutes on 2 cores"
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -99,6 +99,7 @@ PAIRS = [("hope", nested_learning), ("titans-mac", titans_pytorch), ("titans-lmm
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--compile", action="store_true", help="our memories compiled, as compile_memories() does it")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/model_peers"))
     given = parser.parse_args(arguments)
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     ids = torch.randint(VOCABULARY, (1, given.tokens))
     rows = []
     for name, rival in PAIRS:
-        own = Contestant(name, step_of(name, "tiny", 1, given.tokens))
+        own = Contestant(name, step_of(name, "tiny", 1, given.tokens, compiled=given.compile))
         labels = {"preset": name, "parameters": count(preset(name, "tiny")), "tokens": given.tokens}
         try:
             run, parameters = rival(ids)

@@ -20,6 +20,7 @@ from circadia.train.config import TrainConfig
 from circadia.train.loop import Place, Run
 
 STEPS = 3  # by the clock, after one to warm up
+PATIENCE = 20.0  # seconds after which one has to do
 
 
 def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
         total = 0.0
         for index, name in enumerate(config.names):
             run.open(index)
+            console.print(Text(f"{name}: timing a few steps", "dim"))
             seconds = _seconds(run)
             now = run.now
             total += seconds * now.steps
@@ -54,11 +56,13 @@ def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
 def _seconds(run: Run) -> float:
     """Of a real step: the median of a few. The place is put back, so that the next stage starts where it would."""
     before, run.place = run.place, replace(run.place)
-    found = []
+    found: list[float] = []
     for _ in range(1 + min(STEPS, run.now.steps)):
         begin = time.perf_counter()
         run.step()
         found.append(time.perf_counter() - begin)
+        if len(found) > 1 and sum(found) > PATIENCE:
+            break
     run.place = Place(stage=before.stage)
     return sorted(found[1:])[len(found[1:]) // 2]
 
