@@ -83,6 +83,13 @@ class HopeConfig(PreTrainedConfig):
         warn_foreign(cls, extra)
         return loaded
 
+    @classmethod
+    def preset(cls, architecture: str, size: str) -> "HopeConfig":
+        """Each architecture in one line, at equal parameters: ``HopeConfig.preset("hope", "tiny")``."""
+        from circadia.models.presets import preset  # which builds configs
+
+        return preset(architecture, size)
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads

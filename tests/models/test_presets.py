@@ -77,6 +77,12 @@ def test_models_are_seen_as_levels() -> None:
     assert [name for name in periods if "attention" in name] == ["attention"]
 
 
+def test_a_preset_is_a_config() -> None:
+    config = HopeConfig.preset("hope", "tiny")
+    assert type(config) is HopeConfig and config.to_dict() == preset("hope", "tiny").to_dict()
+    assert config.layer_mixers == ["self_modifying"] * 5 and config.periods == [512, 2048, 8192]
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"architecture 'hop' is unknown: use one of transformer\+\+"):
         preset("hop", "tiny")
