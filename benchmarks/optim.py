@@ -2,7 +2,7 @@
 
 digits     a small ViT on scikit-learn's images of digits, which need no download
 novels     transformer++ `tiny` on novels (--data DIR)
-hope       Hope `tiny` on the same; gated-deltanet as long as there is no such preset
+hope       Hope `tiny` on the same
 continual  transformer++ `tiny` on four domains one after another: what is left of the first?
 
 Every optimizer trains the hidden matrices; all else is trained by the same AdamW at the same rate under each of them.
@@ -228,9 +228,6 @@ def options(argv: Sequence[str] | None) -> Any:
     except ValueError as error:
         parser.error(str(error))
     args.optimizers = names["optimizers"]
-    for name, task in args.tasks.items():
-        if name == "hope" and task.architecture != "hope":
-            print("hope: there is no preset of that name yet, so gated-deltanet takes its place", file=sys.stderr)
     return args
 
 

@@ -167,11 +167,7 @@ class Novels:
 class Hope(Novels):
     """(c) The same with Hope `tiny`."""
 
-    def __init__(self, data: Path | None) -> None:
-        from circadia.models.presets import ARCHITECTURES
-
-        super().__init__(data)
-        self.architecture = "hope" if "hope" in ARCHITECTURES else "gated-deltanet"
+    architecture = "hope"
 
 
 class Continual(Novels):

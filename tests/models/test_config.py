@@ -71,11 +71,14 @@ def test_every_field_has_a_bad_value() -> None:
 
 
 def test_right_configs_are_taken() -> None:
-    HopeConfig(
-        rope_theta=500000, eos_token_id=[0, 255], sliding_window=1, conv_window=1, memory_hidden=1, vocab_size=256
-    )
-    HopeConfig(hidden_size=12, mixers=["linear"])  # an odd width is no trouble without rotary positions
-    HopeConfig(dtype="bfloat16", name_or_path="x", attn_implementation="sdpa", num_labels=3, architectures=["X"])
+    given = dict(rope_theta=500000, eos_token_id=[0, 255], sliding_window=1, conv_window=1, memory_hidden=1)
+    config = HopeConfig(**given, vocab_size=256)
+    assert {name: getattr(config, name) for name in given} == given
+    # An odd width is no trouble without rotary positions.
+    assert HopeConfig(hidden_size=12, mixers=["linear"]).head_dim == 3
+    settings = dict(name_or_path="x", attn_implementation="sdpa", num_labels=3, architectures=["X"])
+    config = HopeConfig(dtype="bfloat16", **settings)
+    assert config.num_labels == 3 and config.architectures == ["X"] and config._attn_implementation == "sdpa"
 
 
 def test_keys_that_other_tools_have_saved_are_kept(tmp_path, caplog: pytest.LogCaptureFixture) -> None:

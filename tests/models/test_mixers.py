@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import circadia
 from circadia.models import HopeConfig, HopeForCausalLM
 from circadia.models.context import Context
+from circadia.models.mixers.conv import ShortConv
 
 PLAIN = Context()
 
@@ -174,3 +175,19 @@ def test_levels_name_the_parts() -> None:
     assert levels["attention over 512 tokens"].members[0].count == 2
     starts = levels["initial states, no optimizer"].parameters
     assert starts == 3 * size // 4 + 2 * config.hidden_size + 4 * (3 * 32 + 4) * 32
+
+
+def test_the_convolution_by_hand_has_its_true_derivatives() -> None:
+    """Outputs against torch's convolution; first and second derivatives against differences."""
+    conv = ShortConv(5, 4).double()
+    conv.init_weights()
+    x, past = torch.randn(2, 7, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
+
+    def run(x: torch.Tensor, past: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(conv, {"weight": weight}, (x, past, Context()))[0]
+
+    leaves = [z.detach().requires_grad_() for z in (x, past, conv.weight)]
+    taps = conv.weight.flip(0).mT[:, None]
+    plain = torch.nn.functional.conv1d(torch.cat((past, x), 1).mT, taps, groups=5).mT
+    assert (run(*leaves) - plain).abs().max() < 1e-13
+    assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(run, leaves)
