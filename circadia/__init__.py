@@ -14,8 +14,9 @@ _PUBLIC = {
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
     "optim": "circadia.optim",
     "train": "circadia.train",
+    "evals": "circadia.evals",
 }
-__all__ = ["__version__", "levels", "memory", "models", "optim", "train"]
+__all__ = ["__version__", "evals", "levels", "memory", "models", "optim", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from circadia import __version__
 from circadia.cli.doctor import doctor
+from circadia.cli.evals import evals
 from circadia.cli.levels import levels
 from circadia.cli.models import models
 from circadia.cli.optimizers import optimizers
@@ -68,3 +69,6 @@ app.command(rich_help_panel=LOOK)(optimizers)
 TRAIN = "Train"
 app.command(rich_help_panel=TRAIN)(train)
 app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)
+
+EVALUATE = "Evaluate"
+app.add_typer(evals, name="eval", rich_help_panel=EVALUATE)

@@ -1,0 +1,19 @@
+"""Evaluations. One row a suite; nothing heavy is imported before a suite is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from circadia.evals.suite import Suite
+
+# Name -> the module whose SUITE it is.
+SUITES = {
+    "formal": "circadia.evals.formal",
+}
+
+
+def load(name: str) -> "Suite":
+    """The suite of that name."""
+    if name not in SUITES:
+        raise ValueError(f"suite {name!r} is unknown: use one of {', '.join(SUITES)}")
+    return import_module(SUITES[name]).SUITE
