@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 # Name -> the module whose SUITE it is.
 SUITES = {
     "formal": "circadia.evals.formal",
+    "mad": "circadia.evals.mad",
+    "mqar": "circadia.evals.mqar",
+    "recode": "circadia.evals.recode",
 }
 
 
