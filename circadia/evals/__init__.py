@@ -12,6 +12,7 @@ SUITES = {
     "mad": "circadia.evals.mad",
     "mqar": "circadia.evals.mqar",
     "recode": "circadia.evals.recode",
+    "niah": "circadia.evals.niah",
 }
 
 
