@@ -126,10 +126,12 @@ def _show(tables: list) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file is not cut
     for one in tables:
         table = Table(title=one.title, box=box.SIMPLE_HEAD, title_justify="left")
         for column in one.columns:
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for row in one.rows:
             table.add_row(*row)
         console.print(table, *one.notes, markup=False)

@@ -106,8 +106,10 @@ def shortest(hay: Haystack, task: needles.Task, digits: int) -> int:
 
 
 def chance(task: needles.Task, digits: int) -> float:
-    """That one value is guessed digit by digit."""
-    return 16.0 ** -round(digits * 32 / 7) if task.uuids else 10.0**-digits
+    """That one value stands somewhere in an answer of random digits."""
+    count, base = (round(digits * 32 / 7), 16.0) if task.uuids else (digits, 10.0)
+    places = max(task.values, task.queries) * count - count + 1
+    return 1 - (1 - base**-count) ** places
 
 
 @torch.no_grad()

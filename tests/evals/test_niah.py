@@ -88,6 +88,7 @@ def test_decoding_is_greedy_and_goes_on_from_its_own_tokens() -> None:
     prompts = [needles.Prompt([9, 3], [(4, 5, 6)]), needles.Prompt([9, 9], [(4, 5, 6)])]
     assert niah.score(net, prompts, "cpu", 1) == niah.score(net, prompts, "cpu", 2) == 0.5
     assert niah.chance(TASKS["S-NIAH-1"], 2) == pytest.approx(0.01)
+    assert niah.chance(TASKS["MV-NIAH"], 1) == pytest.approx(1 - 0.9**4), "any of four places"
 
 
 def test_a_run_and_its_table(data, tmp_path) -> None:
