@@ -73,9 +73,11 @@ class Scorer:
 def load(name: str, device: str) -> Scorer:
     """A model's folder or Hub id. A model of bytes has no tokenizer; its texts begin after a newline."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     import circadia.models  # noqa: F401  # the Auto classes know ours from here on
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
     except Exception as error:  # unknown, offline, broken files: each has its own class
