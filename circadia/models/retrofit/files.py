@@ -85,8 +85,8 @@ def load(folder: Any) -> "RetrofitModel":
     made = _arranged(base, header, None if header["copied"] else source)
     if made.fingerprint() != header["fingerprint"]:
         raise ValueError(
-            f"{folder}: the base at {source} is not the one that was retrofitted (fingerprint "
-            f"{made.fingerprint()[:12]}, expected {header['fingerprint'][:12]}): put the old base back, or retrofit anew"
+            f"{folder}: the base at {source} is not the one that was retrofitted "
+            f"(fingerprint {made.fingerprint()[:12]}, expected {header['fingerprint'][:12]}): put the old one back"
         )
     if header["learned"] is not None:
         made.adapting(header["learned"]["first_order"])

@@ -122,11 +122,11 @@ def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 def linear_shape(module: nn.Module) -> tuple[tuple[int, int], bool, bool] | None:
     """(out, in), stored transposed?, plain weights? of a linear map; None for anything else."""
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+        rows, columns = module.weight.shape  # type: ignore[misc]
         return (int(columns), int(rows)), True, True
     inner, outer = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not isinstance(inner, int) or not isinstance(outer, int):
         return None
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     plain = isinstance(module, nn.Linear) and type(weight) in (nn.Parameter, Tensor)
     return (outer, inner), False, bool(plain and weight.is_floating_point() and weight.ndim == 2)

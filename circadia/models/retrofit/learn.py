@@ -296,7 +296,7 @@ class _Stream:
         """Norms of the base's matrices."""
         weights = dict(self.model.base.named_parameters())
         own = {s.name: weights[s.name] if s.matrix is None else s.matrix.weight for s in self.model.own[i]}
-        return {name: float(w.detach().float().norm()) for name, w in own.items()}
+        return {name: float(w.detach().to(self.model.sites[name].dtype).norm()) for name, w in own.items()}
 
     def take_over(self, i: int, level: LevelSettings, report: LevelReport) -> None:
         """feed="faster": a share of what the next faster level holds moves here; their sum stays what it is."""

@@ -23,11 +23,11 @@ Deltas = list[dict[str, Tensor]]  # by level, then by PART/NAME
 def learn(model: "RetrofitModel", tokens: list[int]) -> tuple[list[float], Deltas]:
     """Surprise of every whole chunk in nats a token, and what each level holds at the end."""
     levels, chunk, context = model.settings.levels, model.settings.chunk, max(1, model.settings.context)
-    start = model.start()
-    memory: Deltas = [
-        {n.removeprefix(f"level{i}/"): x for n, x in start.items() if n.startswith((f"level{i}/delta/", f"level{i}/a/", f"level{i}/b/"))}
-        for i in range(len(levels))
-    ]  # fmt: skip
+    memory: Deltas = [{} for _ in levels]
+    for name, x in model.start().items():
+        level_, _, rest = name.partition("/")
+        if rest.startswith(("delta/", "a/", "b/")):
+            memory[int(level_.removeprefix("level"))][rest] = x
     opt = [{n: rule_of(level).init(x) for n, x in own.items()} for level, own in zip(levels, memory)]
     total = [{n: torch.zeros_like(x) for n, x in own.items()} for own in memory]
     grams: list[dict[str, Any]] = [{} for _ in levels]
@@ -106,12 +106,18 @@ def _loss(model: "RetrofitModel", memory: Deltas, ids: Tensor, n: int) -> tuple[
         transposed = site.matrix is not None and site.matrix.transposed
         weights[_parameter(model, name)] = own.detach() + (delta.mT if transposed else delta)
         if site.matrix is not None:
-            hooks.append(site.matrix.module.register_forward_pre_hook(
-                lambda module, args, name=name: inputs.__setitem__(name, args[0].detach().flatten(0, -2)[-n:])))  # fmt: skip
+            hooks.append(site.matrix.module.register_forward_pre_hook(_keep(inputs, name, n)))
     logits = functional_call(model.base, weights, (ids[None, :-1],), {"use_cache": False}).logits[0, -n:]
     for hook in hooks:
         hook.remove()
     return F.cross_entropy(logits, ids[-n:], reduction="sum"), inputs
+
+
+def _keep(inputs: dict[str, Tensor], name: str, n: int) -> Any:
+    def hook(module: Any, given: tuple[Tensor, ...]) -> None:
+        inputs[name] = given[0].detach().flatten(0, -2)[-n:]
+
+    return hook
 
 
 def _parameter(model: "RetrofitModel", name: str) -> str:

@@ -1,5 +1,6 @@
 """What a retrofit is made of: levels with their periods, rules and retention. Checked here, stored as JSON."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -100,7 +101,7 @@ def periods_of(periods: Any) -> tuple[int, ...]:
         raise ValueError(f"periods={periods!r} must be tokens between two updates, such as [512, 2048, 8192]")
     for i, period in enumerate(periods):
         check.count(f"periods[{i}]", period)
-    for fast, slow in zip(periods, periods[1:]):
+    for fast, slow in itertools.pairwise(periods):
         if slow <= fast:
             raise ValueError(f"periods={list(periods)} must increase, fastest first: {slow} comes after {fast}")
         if slow % fast:
@@ -142,7 +143,8 @@ def chunk_of(chunk: int | None, levels: Sequence[LevelSettings], limit: int | No
             raise ValueError(f"listen={level.listen} is no multiple of chunk={chunk}: levels listen to whole chunks")
     if limit is not None and chunk > limit:
         raise ValueError(
-            f"chunk={chunk} is longer than the {limit} positions that the model knows: give chunk={math.gcd(fastest, limit)}"
+            f"chunk={chunk} is longer than the {limit} positions that the model knows: give a chunk that divides "
+            f"{fastest}, such as {math.gcd(fastest, limit)}"
         )
     return chunk
 

@@ -113,7 +113,7 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
 
 
 def faded(level: LevelSettings, name: str, memory: Tensor, anchor: Tensor | None, decay: Any) -> Tensor:
-    """Toward the slow copy if there is one, else toward the base; of a pair toward the base only B is, the product is."""
+    """Toward the slow copy if there is one, else toward the base: of a pair only B fades, so that B A does."""
     if not level.fades or (anchor is None and name.startswith("a/")):
         return memory
     return memory + decay * ((0.0 if anchor is None else anchor) - memory)
