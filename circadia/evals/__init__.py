@@ -15,6 +15,7 @@ SUITES = {
     "niah": "circadia.evals.niah",
     "babilong": "circadia.evals.babilong",
     "lm": "circadia.evals.lm",
+    "read": "circadia.evals.read",
 }
 
 

@@ -61,3 +61,16 @@ def lines(panels: Mapping[str, Curves], xlabel: str, ylabel: str, path: Path, lo
         panel.set_axis_off()
     axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
+
+
+def ways(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], thick: str, xlabel: str, path: Path) -> None:
+    """A panel each, titled by what its y is: label -> points in their order, one label drawn thick and black."""
+    figure, axes = _figure(len(panels), height=4.5)
+    for panel, (title, curves) in zip(axes, panels.items()):
+        for i, (label, points) in enumerate(curves.items()):
+            style = {"color": "black", "linewidth": 2.5} if label == thick else {"color": _colour(i)}
+            panel.plot(*zip(*points), marker="osv^Dpx*+"[i % 9], label=label, **style)
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel(xlabel)
+    axes[-1].legend(fontsize=6)
+    figure.savefig(path, dpi=120)

@@ -39,6 +39,7 @@ class Options:
     seeds: int | None = None
     steps: int | None = None
     data: Path | None = None
+    bases: tuple[Path, ...] = ()  # trained models that a suite starts from
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -67,6 +68,19 @@ class Options:
         found = self.data / name
         if not found.is_dir():
             raise ValueError(f"--data {self.data}: there is no folder {name} in it, which this suite reads")
+        return found
+
+    def base_folders(self) -> dict[str, Path]:
+        """The bases by the name of their folder, which stands in the runs: a result knows no paths of a machine."""
+        if not self.bases:
+            raise ValueError("this suite starts from a trained model: give --base FOLDER, one or several with commas")
+        found = {}
+        for folder in self.bases:
+            if not (folder / "config.json").is_file():
+                raise ValueError(f"--base {folder}: there is no config.json in it; give the folder of a model")
+            if folder.name in found:
+                raise ValueError(f"--base: two folders are called {folder.name}, and results are kept by that name")
+            found[folder.name] = folder
         return found
 
 
