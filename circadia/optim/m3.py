@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check, sharded
-from circadia.optim.base import SECOND_MOMENT, Group, descend, zeros
+from circadia.optim.base import SECOND_MOMENT, Group, descend, number, zeros
 from circadia.optim.muon import READ, Orthogonal
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, shape_scale
 from circadia.optim.rules import State
@@ -137,7 +137,7 @@ class M3(Orthogonal):
             size = torch._foreach_add(square, group["eps"])
             torch._foreach_sqrt_(size)
             return list(size)
-        torch._foreach_mul_(square, beta)
+        torch._foreach_mul_(square, number(beta, square[0]))
         torch._foreach_addcmul_(square, grads, grads, value=1 - beta)
         correction = 1 - beta**step
         size = torch._foreach_add(square, correction * group["eps"])
