@@ -8,7 +8,7 @@ from torch import nn
 
 import circadia
 from circadia.optim import CMS, DGD, M3, periods
-from tests.optim.cases import Net, same, states, train, values
+from tests.optim.cases import Net, same, train, values
 
 MAKERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
