@@ -156,6 +156,7 @@ class CMS(Optimizer):
             if state["cms_known"]:
                 inner[i] = {name: x for name, x in state.items() if not name.startswith("cms_")}
         self.inner.load_state_dict({"state": inner, "param_groups": groups})
+        restore(self.inner, {"state": inner, "param_groups": groups})  # torch shares what it loads
         super().load_state_dict({"state": own, "param_groups": groups})
         restore(self, {"state": own, "param_groups": groups})
         self.param_groups = self.inner.param_groups

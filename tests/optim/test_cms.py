@@ -126,6 +126,32 @@ def test_open_periods_of_bf16_are_kept_in_float32() -> None:
     assert p.item() == -400 and "cms_sum" not in optimizer.state[p], "what is not open is not kept"
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_saved_before_the_first_update(name: str) -> None:
+    """What stands for a state that is not there yet is not taken for one; and to save changes nothing."""
+
+    def made(net: Net) -> CMS:
+        return CMS(MAKERS[name]([{"params": [net.a.weight], "period": 1}, {"params": [net.d.weight], "period": 3}]))
+
+    whole, net, other = Net(), Net(), Net()
+    train(whole, made(whole), 0, 9)
+    optimizer, resumed = made(net), made(other)
+    train(net, optimizer, 0, 2)
+    grads, before = [p.grad.clone() for p in net.parameters()], values(net)
+    saved = optimizer.state_dict()
+    assert same(before, values(net)) and same(grads, [p.grad for p in net.parameters()])
+    assert net.d.weight not in optimizer.inner.state and optimizer.param_groups[0]["lr"] > 0
+    other.load_state_dict(net.state_dict())
+    resumed.load_state_dict(saved)
+    assert net.d.weight not in optimizer.inner.state and not resumed.inner.state.get(other.d.weight)
+    train(other, resumed, 2, 9)
+    train(net, optimizer, 2, 9)
+    assert same(values(other), values(whole)) and same(values(net), values(whole))
+    assert [set(state) for state in saved["state"].values()] == [
+        set(state) | ({"cms_sum"} if i else set()) for i, state in enumerate(optimizer.state_dict()["state"].values())
+    ], "the same entries at any time"
+
+
 def test_a_refused_gradient_leaves_all_as_it_was() -> None:
     p, table = nn.Parameter(torch.zeros(2)), nn.Embedding(3, 2, sparse=True)
     optimizer = CMS(torch.optim.SGD([{"params": [p], "period": 2}, {"params": table.parameters()}], lr=1.0))
