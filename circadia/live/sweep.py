@@ -55,7 +55,8 @@ def tidy(store: "Store", wipe: bool) -> Tidied:
     rows = db.all(
         "SELECT b.id, b.hash, b.bytes, count(t.id) AS tensors, total(t.live) AS live, "
         "total(t.live * t.bytes) AS needed FROM blobs b LEFT JOIN (SELECT id, blob, bytes, EXISTS (SELECT 1 FROM "
-        "contents c WHERE c.tensor = tensors.id) AS live FROM tensors) t ON t.blob = b.id GROUP BY b.id HAVING live < tensors OR tensors = 0"
+        "contents c WHERE c.tensor = tensors.id) AS live FROM tensors) t ON t.blob = b.id "
+        "GROUP BY b.id HAVING live < tensors OR tensors = 0"
     )
     gone, freed, rewritten = [], 0, 0
     for row in rows:
