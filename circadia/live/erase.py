@@ -43,6 +43,7 @@ class Erased:
     events: tuple[int, ...]  # entries of the log that are tombstones now
     pending: tuple[int, ...]  # experiences that stay, but whose version went: to be learned again
     files: Tidied
+    shared: int  # tensors of these versions that stay, because versions that stay hold the same
     exports: tuple[Exported, ...]  # files written before, with some of it
     remains: tuple[str, ...] = REMAINS
 
@@ -91,14 +92,17 @@ def erase(
             db.many(
                 "UPDATE experiences SET version = NULL WHERE learner = ? AND version = ?", [(owner, v) for v in gone]
             )
+            written = exports(store, owner, lost, gone)
+            tensors = _tensors(store, owner, gone)
             drop(store, owner, gone)
             bury(db, owner, buried)
             payload = {"experiences": ranges(lost), "versions": ranges(gone), "events": buried, "reason": reason}
             append(db, store.seal, owner, "erase", payload)
             files = tidy(store, wipe=True)
+            shared = _stay(store, tensors)
             intend(store, "scrub", {})
         finish(store)
-    return Erased(tuple(told), tuple(gone), tuple(buried), tuple(again), files, exports(store, owner, lost, gone))
+    return Erased(tuple(told), tuple(gone), tuple(buried), tuple(again), files, shared, written)
 
 
 def _check(store: "Store", learner: int, lost: list[int], gone: list[int], move: Mapping[str, int | None]) -> None:
@@ -152,6 +156,19 @@ def exports(store: "Store", learner: int, lost: Iterable[int], gone: Iterable[in
     return tuple(found)
 
 
+def _tensors(store: "Store", learner: int, gone: list[int]) -> list[bytes]:
+    rows = store.db.all(
+        "SELECT DISTINCT t.hash FROM versions v JOIN contents c ON c.version = v.id JOIN tensors t ON t.id = c.tensor "
+        "WHERE v.learner = ? AND v.number IN (SELECT value FROM json_each(?))",
+        *(learner, json.dumps(gone)),
+    )
+    return [row[0] for row in rows]
+
+
+def _stay(store: "Store", tensors: list[bytes]) -> int:
+    return len(rows_of.known(store.db, tensors))
+
+
 def delete(store: "Store", learner: Any) -> Erased:
     """A learner with everything; only the store's own log still says that it was there, by its random uid."""
     owner, db = learner["id"], store.db
@@ -165,12 +182,14 @@ def delete(store: "Store", learner: Any) -> Erased:
             )
             count = db.value("SELECT events FROM learners WHERE id = ?", owner)
             written = exports(store, owner, [row["number"] for row in rows], gone)
+            tensors = _tensors(store, owner, gone)
             drop(store, owner, gone)
             for table in ("experiences", "events", "branches", "exports"):
                 db.run(f"DELETE FROM {table} WHERE learner = ?", owner)
             db.run("DELETE FROM learners WHERE id = ?", owner)
             append(db, store.seal, 0, "delete", {"learner": owner, "uid": learner["uid"]})
             files = tidy(store, wipe=True)
+            shared = _stay(store, tensors)
             intend(store, "scrub", {})
         finish(store)
-    return Erased(tuple(dict(row) for row in rows), tuple(gone), tuple(range(count)), (), files, written)
+    return Erased(tuple(dict(row) for row in rows), tuple(gone), tuple(range(count)), (), files, shared, written)

@@ -53,14 +53,14 @@ def tidy(store: "Store", wipe: bool) -> Tidied:
     """
     db = store.db
     rows = db.all(
-        "SELECT b.id, b.hash, b.bytes, count(t.id) AS tensors, total(t.live) AS live, "
+        "SELECT b.id, b.hash, b.bytes, count(t.id) AS tensors, total(t.live) AS held, "
         "total(t.live * t.bytes) AS needed FROM blobs b LEFT JOIN (SELECT id, blob, bytes, EXISTS (SELECT 1 FROM "
         "contents c WHERE c.tensor = tensors.id) AS live FROM tensors) t ON t.blob = b.id "
-        "GROUP BY b.id HAVING live < tensors OR tensors = 0"
+        "GROUP BY b.id HAVING held < tensors OR tensors = 0"
     )
     gone, freed, rewritten = [], 0, 0
     for row in rows:
-        if row["live"] and not wipe and row["needed"] >= row["bytes"] / 2:
+        if row["held"] and not wipe and row["needed"] >= row["bytes"] / 2:
             continue
         gone.append(row["hash"])
         freed += row["bytes"]
@@ -68,9 +68,10 @@ def tidy(store: "Store", wipe: bool) -> Tidied:
             "DELETE FROM tensors WHERE blob = ? AND NOT EXISTS (SELECT 1 FROM contents WHERE tensor = tensors.id)",
             row["id"],
         )
-        if row["live"]:
+        if row["held"]:
             keys = [r[0] for r in db.all("SELECT hash FROM tensors WHERE blob = ?", row["id"])]
             new = store.blobs.write(store.blobs.read(row["hash"], keys))
+            assert new[0] != row["hash"]  # a part of it has another hash, and the old one is about to go
             db.run("INSERT OR IGNORE INTO blobs (hash, bytes) VALUES (?, ?)", *new)
             db.run("UPDATE tensors SET blob = (SELECT id FROM blobs WHERE hash = ?) WHERE blob = ?", new[0], row["id"])
             freed -= new[1]
@@ -180,7 +181,10 @@ def recover(store: "Store") -> list[str]:
         told.append(
             f"{len(orphans)} blobs belong to no version (was store.db replaced by an older copy?): `gc` removes them"
         )
-    told += finish(store)
+    try:
+        told += finish(store)
+    except (OSError, Busy) as error:  # to read, this is not needed; the intents stay
+        told.append(f"what was interrupted could not be finished ({error}): make room and open the store again")
     missing = {row[0] for row in db.all("SELECT hash FROM blobs")} - store.blobs.names()
     if missing:
         told.append(
