@@ -64,15 +64,8 @@ def erase(
         with db.transaction():
             _check(store, owner, lost, gone, move)
             for branch, target in move.items():
-                before = db.all(
-                    "SELECT number FROM experiences WHERE learner = ? AND branch = ? AND version IS NULL", owner, branch
-                )
-                reset(store, owner, branch, target, reason)
-                # What was pending stays so: it is to be learned again with the rest.
-                db.many(
-                    "UPDATE experiences SET version = NULL WHERE learner = ? AND number = ?",
-                    [(owner, row[0]) for row in before],
-                )
+                # What is pending stays so: it is to be learned again with the rest.
+                reset(store, owner, branch, target, reason, drops=False)
             told = []
             for number in lost:
                 row = db.one(

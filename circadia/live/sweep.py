@@ -194,15 +194,14 @@ def recover(store: "Store") -> list[str]:
     return told
 
 
-def reset(store: "Store", learner: int, branch: str, target: int | None, reason: str) -> list[int]:
-    """Move a branch and drop what is pending on it, inside a transaction; returns the experiences dropped."""
+def reset(store: "Store", learner: int, branch: str, target: int | None, reason: str, drops: bool = True) -> None:
+    """Move a branch and, if so wanted, drop what is pending on it, inside a transaction."""
     from circadia.live.journal import DROPPED, settle
 
     before = versions.current(store.db, learner, branch)
     if target is not None:
         versions.get(store.db, learner, target)
-    dropped = settle(store.db, learner, branch, DROPPED)
+    dropped = settle(store.db, learner, branch, DROPPED) if drops else []
     store.db.run("UPDATE branches SET version = ? WHERE learner = ? AND name = ?", target, learner, branch)
     told = {"branch": branch, "from": before, "to": target, "reason": reason, "dropped": dropped}
     append(store.db, store.seal, learner, "rollback", told, version=target)
-    return dropped
