@@ -140,7 +140,7 @@ def rivals(folder: Path, rounds: int) -> dict[str, Any]:
     with Store.open(path) as store:
         store.create("ana", base="none")
 
-    def work(first: int) -> None:
+    def work(first: int, pipe: int) -> None:
         refused = made = 0
         with Store.open(path) as store:
             while made < rounds:
@@ -157,7 +157,7 @@ def rivals(folder: Path, rounds: int) -> dict[str, Any]:
                     assert "process" in str(error), error
                     refused += 1
                 time.sleep(0.01 * random.Random(refused + made + first).random())
-        print(json.dumps({"made": made, "refused": refused}), flush=True)
+        os.write(pipe, json.dumps({"made": made, "refused": refused}).encode())
 
     results, faults = [], []
     pids = []
@@ -167,8 +167,7 @@ def rivals(folder: Path, rounds: int) -> dict[str, Any]:
         if pid == 0:
             code = 1
             try:
-                os.dup2(write, 1)
-                work(first)
+                work(first, write)
                 code = 0
             except BaseException:
                 traceback.print_exc()

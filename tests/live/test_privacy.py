@@ -1,5 +1,7 @@
 """Deletion that is real, and encryption: looked for in the raw bytes of every file."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -109,8 +111,6 @@ def test_a_report_names_the_exports_that_hold_it(store, tmp_path):
         assert writer.erase([2]).exports == (second,)
         assert writer.erase([1]).exports == (first, second)
     assert store.exports("ana") == [first, second]
-    import hashlib
-
     assert first.hash == hashlib.sha256((tmp_path / "first.circadia").read_bytes()).hexdigest()
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from circadia.live import Busy, Store, StoreError
-from tests.live.conftest import state
+from tests.live.conftest import raw, state
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def same(a, b):
@@ -141,8 +143,6 @@ def test_a_learner_without_a_journal_notes_only_that_it_observed(store, folder):
     with pytest.raises(StoreError, match="journal"):
         store.payload("bea", 1)
     assert store.verify().ok
-    from tests.live.conftest import raw
-
     assert b"nobody keeps" not in raw(folder)
 
 
