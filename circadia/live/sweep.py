@@ -117,8 +117,8 @@ def finish(store: "Store") -> list[str]:
 def scrub(store: "Store") -> None:
     """No byte of a deleted row stays in the database file, its free pages or its write-ahead log.
 
-    `secure_delete` alone does not do it: SQLite moves rows between pages and may leave a copy behind in the unused
-    part of a page. VACUUM writes every page anew.
+    Twice over: `secure_delete` writes zeros over what is deleted, and VACUUM writes every page anew, so that nothing
+    rests on what SQLite leaves in a page when it moves rows between pages.
     """
     cut(store)
     store.db.run("VACUUM")
