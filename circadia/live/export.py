@@ -158,6 +158,7 @@ def _take(
     seal = _seal(store, path, rows["seal"], key)
     db = store.db
     with store.working("an import"):
+        before = set(store.orphans())
         try:
             with db.transaction():
                 learner = store._add(name, owner["uid"], owner["base"], owner["config"], bool(owner["journal"]))
@@ -172,7 +173,7 @@ def _take(
                 if found:
                     raise Damaged(f"{path} is damaged ({'; '.join(found[:3])}): nothing of it was taken")
         except BaseException:
-            store.blobs.remove(store.orphans(), wipe=True)
+            store.blobs.remove(set(store.orphans()) - before, wipe=True)
             raise
     return name
 

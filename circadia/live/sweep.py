@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from circadia.live import versions
 from circadia.live.chain import append
 from circadia.live.errors import Busy
+from circadia.live.journal import DROPPED, settle
 
 if TYPE_CHECKING:
     from circadia.live.store import Store
@@ -196,8 +197,6 @@ def recover(store: "Store") -> list[str]:
 
 def reset(store: "Store", learner: int, branch: str, target: int | None, reason: str, drops: bool = True) -> None:
     """Move a branch and, if so wanted, drop what is pending on it, inside a transaction."""
-    from circadia.live.journal import DROPPED, settle
-
     before = versions.current(store.db, learner, branch)
     if target is not None:
         versions.get(store.db, learner, target)
