@@ -80,6 +80,7 @@ class TrainPart(_Part):
     save_minutes: NonNegativeFloat | None = None  # also in the middle of a step, where steps are long
     patience: PositiveInt | None = None  # stop after so many evaluations without a better one
     spike: PositiveFloat = 2.0  # a step whose loss is so many nats above the last ones is skipped
+    levels_every: NonNegativeInt = 20  # steps after which the log says what each level does in context; 0: never
     track: Literal["tensorboard", "trackio"] | None = None
 
 

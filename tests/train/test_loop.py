@@ -78,6 +78,35 @@ def test_the_report_says_what_was_done(learned):
     assert load(result.folder / "config.yaml") == config
 
 
+def test_every_level_has_its_curves(config, tmp_path):
+    """In the log at the steps asked for, as the model of that step has them; on the bar and in the report too."""
+    import io
+
+    shown = io.StringIO()
+    model = {"preset": "hope/tiny", "config": {**MODEL, "periods": [8, 16]}}
+    made = config("train.levels_every=4", "train.track=tensorboard", model=model)
+    result = train(made, console=Console(file=shown, width=200))
+    looks = [line for line in read(result.folder) if line["kind"] == "levels"]
+    assert [line["step"] for line in looks] == [4, 8]
+    final = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+    batches = loop_file.make.Data(made.data, made.seed, 0).batches(4, (0, 1), None)
+    row = [next(batches) for _ in range(8)][-1].part(0, 1)
+    found = loop_file.watch.flat(loop_file.watch.watch(final, row.tokens, row.reset))
+    assert {name: x for name, x in looks[-1].items() if "/" in name} == pytest.approx(found, rel=1e-5)
+    assert set(found) == {f"{n}/{w}" for n in ("self_modifying", "cms-8", "cms-16") for w in ("update", "surprise")}
+    report = (result.folder / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| cms-8 |"))
+    for look, places in ((looks[0], (2, 4)), (looks[1], (3, 5))):
+        for place, what in zip(places, ("update", "surprise")):
+            assert row.split(" | ")[place - 1].strip(" |") == f"{look[f'cms-8/{what}']:.4g}"
+    assert (result.folder / "levels.png").read_bytes().startswith(b"\x89PNG")
+    assert f"cms-8 Δ{looks[0]['cms-8/update']:.3g} ?{looks[0]['cms-8/surprise']:.3g}" in shown.getvalue()
+    # It only looks: without it the run is the same.
+    assert curve(read(again(config, tmp_path, "blind", "train.levels_every=0", model=model).folder)) == curve(
+        read(result.folder)
+    )
+
+
 def test_the_best_model_is_kept_for_from_pretrained(learned):
     _, result = learned
     best = AutoModelForCausalLM.from_pretrained(result.folder / "checkpoints" / f"best-{result.place.best_step:08d}")
