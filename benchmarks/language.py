@@ -72,20 +72,20 @@ def table(found: dict[str, Any]) -> list[str]:
         runs = row["runs"]
         good = [run["bits_per_byte"] for run in runs if run["bits_per_byte"] is not None]
         if not runs:
-            lines.append(f"| {row['model']} | - | not finished | 0 | {_rate(row)} | - | - | - | - |")
+            lines.append(f"| {row['model']} | - | not finished | 0 | {rate_text(row)} | - | - | - | - |")
             continue
         diverged = f", {len(runs) - len(good)} diverged" if len(good) < len(runs) else ""
         seconds = [run["seconds"] for run in runs]
         speed = sum(run["tokens"] for run in runs) / sum(seconds)
         lines.append(
             f"| {row['model']} | {runs[0]['parameters']:,} | {grid.mean_and_spread(good) if good else '-'}{diverged} | "
-            f"{len(runs)} | {_rate(row)} | {sum(seconds) / len(seconds):,.0f} | {speed:,.0f} | "
+            f"{len(runs)} | {rate_text(row)} | {sum(seconds) / len(seconds):,.0f} | {speed:,.0f} | "
             f"{row['state_bytes']:,} bytes | {row['flops_per_token']:,} |"
         )
     return lines
 
 
-def _rate(row: dict[str, Any]) -> str:
+def rate_text(row: dict[str, Any]) -> str:
     """The chosen one; said if it is at the end of the grid, so that a better one may lie beyond."""
     if row["rate"] is None:
         return "-"
