@@ -68,7 +68,7 @@ class TrainPart(_Part):
 
     tokens: PositiveInt = 20_000_000
     batch: PositiveInt = 16  # rows of one step, over all processes
-    micro: PositiveInt | None = None  # rows of one forward pass in a process; None: all at once
+    micro: PositiveInt | None = None  # rows of one forward pass in a process; None: as many as fit, see make.micro
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     checkpointing: bool = False  # compute activations again in the backward pass

@@ -172,7 +172,9 @@ class Run:
         self.optimizer = make.optimizer(net, now.optim)
         self.caches = {}
         self.learns = now.train.levels_every > 0 and watch.learns(net)
-        self.parts = now.train.batch // world.size // self.micro
+        own = now.train.batch // world.size
+        self.micro = make.micro(net, now, own, world.device)  # rows of one forward pass
+        self.parts = own // self.micro
         if self.saved is not None:
             rest = checkpoint.load(self.saved, net, self.optimizer, world)
             data_state = self.restore(rest)
@@ -186,12 +188,6 @@ class Run:
             name = now.model.preset or now.model.path
             self.bar.say(f"{self.config.names[index]}: {name}, {parameters:,} parameters, {now.steps:,} steps")
             self.bar.say(f"text: {self.data}")
-
-    @property
-    def micro(self) -> int:
-        """Rows of one forward pass."""
-        own = self.now.train.batch // self.world.size
-        return min(self.now.train.micro or own, own)
 
     def stage(self) -> str:
         """Steps until the stage is over, or something stops it: says what."""

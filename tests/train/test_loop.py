@@ -410,6 +410,44 @@ def test_a_dry_run_shows_the_cost_and_writes_nothing(config, capsys):
     assert numbers["seconds"] > 0 and not loop_file.Path(made.out).exists()
 
 
+def test_a_part_of_a_step_fits(config, tmp_path, monkeypatch):
+    """Rows are divided evenly, by what they hold; told how many, it does as told."""
+    row = loop_file.make.activation_bytes(loop_file.make.configured(config().model), 32)
+    for room, micro in ((100.0, 4), (3.9, 2), (1.5, 1), (0.1, 1)):
+        monkeypatch.setattr(loop_file.make, "ROOM", room * row * loop_file.make.MORE)
+        run = loop_file.Run(config(), None, loop_file.World(0, 1, torch.device("cpu")), None)
+        run.open(0)
+        assert (run.micro, run.parts) == (micro, 4 // micro)
+    run = loop_file.Run(config("train.micro=2"), None, loop_file.World(0, 1, torch.device("cpu")), None)
+    run.open(0)
+    assert run.micro == 2
+
+
+def test_the_time_of_a_step_is_that_of_its_parts(config, monkeypatch):
+    """Eight rows in parts of four: one warms up, four are timed; or one again, where four would take long."""
+    plain, sizes = loop_file.Run.step, []
+    monkeypatch.setattr(loop_file.Run, "step", lambda self: sizes.append(len(self.batch)) or plain(self))
+    monkeypatch.setattr("circadia.train.plan._part", _clocked())
+    made = config("train.batch=8", "train.micro=4")
+    quick = plan(made, Console(quiet=True))
+    assert quick["seconds"] == 4 * 2 * (0.25 * 4) and sizes == [1, 4]
+    sizes.clear()
+    monkeypatch.setattr("circadia.train.plan.PATIENCE", 0.5)
+    slow = plan(made, Console(quiet=True))
+    assert slow["seconds"] == quick["seconds"] and sizes == [1, 1]
+
+
+def _clocked():
+    """A part of a step that takes a quarter of a second for each row, by this clock."""
+    from circadia.train.plan import _part
+
+    def part(run, batch):
+        _part(run, batch)
+        return 0.25 * len(batch)
+
+    return part
+
+
 def test_the_bar_is_for_terminals_and_lines_for_files(config, tmp_path):
     import io
 
