@@ -21,6 +21,7 @@ def test_equal_parameters(size: str) -> None:
 
 def test_sizes_are_what_their_names_say() -> None:
     named = {"tiny": 1e6, "small": 10e6, "30m": 30e6, "100m": 100e6, "340m": 340e6, "760m": 760e6, "1.3b": 1.3e9}
+    named["8b"] = 8e9
     for size, wanted in named.items():
         assert 0.85 * wanted < count(preset("transformer++", size)) < 1.15 * wanted, size
     assert set(named) == set(SIZES)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from circadia.models import watch
 from circadia.train import make
-from circadia.train.data import IGNORED
+from circadia.train.data import IGNORED, Order, Rows
 from circadia.train.hf import hf_trainer
 from tests.train.conftest import MODEL
 
@@ -27,7 +27,8 @@ def test_rows_and_weights_are_those_of_our_own_loop(text, tmp_path, config):
     own = config(model={"preset": "hope/tiny", "config": CHANGES})
     net = make.model(own.model, make.Tokenizer("bytes"), own.seed)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), made.model.parameters()))
-    rows = [make.Data(own.data, 0, 0).batches(1, (0, 1), None).loader._dataset.row(i) for i in range(8)]
+    reader = Rows(make.Data(own.data, 0, 0).train, Order(1, 1, 0, False), 32, True)
+    rows = [reader.row(i) for i in range(len(made.train_dataset))]
     marked = [i for i, row in enumerate(rows) if row[2].any()]
     assert marked  # a document begins inside one of them
     for i in (0, marked[0]):
