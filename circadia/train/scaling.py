@@ -81,7 +81,7 @@ def table(names: list[str], gpus: list[int], rows: int, length: int, tokens: flo
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m circadia.train.scaling", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m circadia.train.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("presets", nargs="+", metavar="ARCHITECTURE/SIZE")
     parser.add_argument("--gpus", default="8,64", help="processes, with commas")
     parser.add_argument("--rows", type=int, default=1, help="of one forward pass in a process (train.micro)")
