@@ -2,13 +2,17 @@
 
 digits     a small ViT on scikit-learn's images of digits, which need no download
 novels     transformer++ `tiny` on novels (--data DIR)
-hope       Hope `tiny` on the same
+hope       Hope on the same: 64 wide, 3 blocks
 continual  transformer++ `tiny` on four domains one after another: what is left of the first?
 
 Every optimizer trains the hidden matrices; all else is trained by the same AdamW at the same rate under each of them.
-For each one learning rate and weight decay are tuned by one and the same grid on the validation loss of one seed, then
+For each one learning rate and weight decay are tuned in one and the same way on the validation loss of one seed, then
 runs of other seeds are reported. Every run is a line in runs.jsonl, and a run that is there is not made again, so the
-command can be stopped and given again.
+command can be stopped and given again; the report names what is missing.
+
+As it is, a task takes about 45 minutes of one thread of a free machine: runs of the grid are short (which favours
+rates that are fast at first), the second decay is tried at the best rate and its neighbours only, and Hope is small.
+--full is what one would rather have: every rate with every decay, longer runs, Hope `tiny`; hours a task.
 """
 
 import itertools
@@ -17,6 +21,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +38,15 @@ TUNING_SEED = 1000  # the reported ones are 0, 1, 2
 FORMAT = 1  # of a line; another one's runs are made again
 
 # Name -> name in `build`, settings. A period of M3 is a twentieth of the run, so that its slow memory is written often.
+# All that differs from run to run stands here, not in the defaults, which may change.
+FAST = {"periods": (1,), "betas": (0.95,), "weights": (1.0,)}
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
     "Muon": ("muon", {}),
     "AdaMuon": ("adamuon", {}),
-    "M3": ("m3", {"slow": True}),
-    "M3, fast level alone": ("m3", {"periods": (1,), "betas": (0.95,), "weights": (1.0,)}),
+    "M3": ("m3", {"slow": True, "betas": (0.95, 0.9), "weights": (1.0, 0.1)}),
+    "M3, slow level at half": ("m3", {"slow": True, "betas": (0.95, 0.9), "weights": (1.0, 0.5)}),
+    "M3, fast level alone": ("m3", FAST),
     "M3 literal": ("m3_literal", {"slow": True}),
     "DGD": ("dgd", {}),
     "delta momentum": ("delta_momentum", {}),
@@ -146,29 +154,66 @@ class Runs:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def best(self, task: str, model: str, optimizer: str, steps: int) -> dict[str, Any] | None:
-        """The run of the grid whose validation loss is least; None if the grid is not complete."""
-        found = [
-            self.held.get((task, model, optimizer, lr, decay, TUNING_SEED, steps))
-            for lr, decay in itertools.product(RATES, DECAYS)
-        ]
-        if not all(found):
-            return None
-        done = [row for row in found if row and row["measured"]]
-        return min(done, key=lambda row: row["measured"]["valid"]) if done else None
+    def at(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The run of a row of a plan, if it is made."""
+        return self.held.get(self.key(row))
 
 
-def plan(runs: Runs, task: str, model: str, optimizer: str, tune: int, steps: int, seeds: int) -> list[dict[str, Any]]:
-    """The runs that are still to be made: first the grid, then the seeds at its best."""
+def grid(runs: Runs, fixed: Mapping[str, Any], full: bool) -> tuple[list[dict[str, Any]], bool]:
+    """The runs of the grid, made or not, and whether they are all: further ones depend on the first.
+
+    By default every rate with the first decay, then the other decays at the best rate and its two neighbours.
+    """
+    fixed = {**fixed, "seed": TUNING_SEED}
+    if full:
+        return [{**fixed, "lr": lr, "weight_decay": d} for lr, d in itertools.product(RATES, DECAYS)], True
+    rows = [{**fixed, "lr": lr, "weight_decay": DECAYS[0]} for lr in RATES]
+    if any(runs.at(row) is None for row in rows):
+        return rows, False
+    if found := best(runs, rows):
+        place = RATES.index(found["lr"])
+        near = RATES[max(0, place - 1) : place + 2]
+        rows += [{**fixed, "lr": lr, "weight_decay": d} for lr, d in itertools.product(near, DECAYS[1:])]
+    return rows, True
+
+
+def best(runs: Runs, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The run whose validation loss is least; None if none converges, or one is missing."""
+    found = [runs.at(row) for row in rows]
+    done = [row for row in found if row and row["measured"]]
+    return min(done, key=lambda row: row["measured"]["valid"]) if done and all(found) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of an optimizer at a task."""
+
+    tuning: list[dict[str, Any]]  # of the grid
+    tuned: bool  # are all of these made?
+    chosen: dict[str, Any] | None  # the best of them
+    reported: list[dict[str, Any]]  # one a seed, at the best of the grid
+
+    def missing(self, runs: Runs) -> list[dict[str, Any]]:
+        """What is still to be made."""
+        return [row for row in [*self.tuning, *self.reported] if runs.at(row) is None]
+
+
+def plan(runs: Runs, task: str, model: str, optimizer: str, args: Any) -> Plan:
+    """First the grid, then the seeds at its best."""
+    tune, steps = lengths(args.tasks[task], args)
     fixed = {"format": FORMAT, "task": task, "model": model, "optimizer": optimizer}
-    rows = [
-        {**fixed, "lr": lr, "weight_decay": decay, "seed": TUNING_SEED, "steps": tune}
-        for lr, decay in itertools.product(RATES, DECAYS)
-    ]
-    if best := runs.best(task, model, optimizer, tune):
-        chosen = {"lr": best["lr"], "weight_decay": best["weight_decay"]}
-        rows += [{**fixed, **chosen, "seed": seed, "steps": steps} for seed in range(seeds)]
-    return [row for row in rows if Runs.key(row) not in runs.held]
+    tuning, whole = grid(runs, {**fixed, "steps": tune}, args.full)
+    tuned = whole and all(runs.at(row) for row in tuning)
+    chosen = best(runs, tuning) if tuned else None
+    setting = {name: chosen[name] for name in ("lr", "weight_decay")} if chosen else {}
+    reported = [{**fixed, **setting, "seed": seed, "steps": steps} for seed in range(args.seeds)] if chosen else []
+    return Plan(tuning, tuned, chosen, reported)
+
+
+def lengths(task: Any, args: Any) -> tuple[int, int]:
+    """Steps of a run of the grid, and of a reported one."""
+    tune, steps = (task.full_tune_steps, task.full_steps) if args.full else (task.tune_steps, task.steps)
+    return args.tune_steps or args.steps or tune, args.steps or steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,9 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = Runs(args.out / "runs.jsonl")
     begin, over, made = time.perf_counter(), False, 0
     for name, optimizer in itertools.product(args.tasks, args.optimizers):
-        task, model = args.tasks[name], getattr(args.tasks[name], "architecture", "vit")
-        tune, steps = args.tune_steps or args.steps or task.tune_steps, args.steps or task.steps
-        while not over and (left := plan(runs, name, model, optimizer, tune, steps, args.seeds)):
+        task = args.tasks[name]
+        while not over and (left := plan(runs, name, task.architecture, optimizer, args).missing(runs)):
             for row in left:
                 if args.budget_minutes and time.perf_counter() - begin > 60 * args.budget_minutes:
                     over = True
@@ -191,8 +235,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found = train(task, optimizer, row["lr"], row["weight_decay"], row["seed"], row["steps"])
                 runs.add({**row, **found, "threads": torch.get_num_threads(), "torch": torch.__version__})
                 made += 1
-            if not runs.best(name, model, optimizer, tune):
-                break  # stopped, or nothing converges
     print(f"{made} runs made in {(time.perf_counter() - begin) / 60:.1f} minutes", file=sys.stderr)
     from benchmarks import optim_report
 
@@ -201,11 +243,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> Any:
-    parser = harness.Parser(prog="python -m benchmarks.optim", description="Our optimizers against AdamW and Muon.")
+    parser = harness.Parser(
+        prog="python -m benchmarks.optim",
+        description="Our optimizers against AdamW and Muon. A task takes about 45 minutes of one thread; the runs of "
+        "the grid are short, and the second weight decay is tried near the best rate only. --full: the thorough form.",
+    )
     parser.add_argument("--tasks", default="digits", help=f"any of {','.join(TASKS)} (digits)")
     parser.add_argument("--optimizers", help=f"any of these, separated by ';': {'; '.join(OPTIMIZERS)} (all)")
-    parser.add_argument("--steps", type=harness.positive, help="of a reported run (by task: 200 to 400)")
+    parser.add_argument("--steps", type=harness.positive, help="of a reported run (by task: 160 or 200)")
     parser.add_argument("--tune-steps", type=harness.positive, help="of a run of the grid (by task; else as --steps)")
+    parser.add_argument("--full", action="store_true", help="the whole grid, longer runs, Hope tiny: hours a task")
     parser.add_argument("--seeds", type=harness.positive, default=3, help="reported ones (3); one more is for tuning")
     parser.add_argument("--data", type=Path, help="folder with novels*/ and domains/")
     parser.add_argument("--out", type=Path, default=Path("runs/optim"), help="folder for runs, tables and pictures")
@@ -220,7 +267,7 @@ def options(argv: Sequence[str] | None) -> Any:
             parser.error(f"--{option} {wrong[0]!r} is unknown: use any of {split.join(table)}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        args.tasks = {name: TASKS[name](args.data) for name in names["tasks"]}
+        args.tasks = {name: TASKS[name](args.data, args.full) for name in names["tasks"]}
     except OSError as error:
         parser.error(f"--out {args.out} cannot be made ({error.strerror}): give another folder")
     except ImportError as error:

@@ -5,27 +5,31 @@ from statistics import mean, stdev
 from typing import Any
 
 
-def rows(runs: Any, task: str, model: str, optimizers: list[str], tune: int, steps: int, seeds: int) -> list[dict]:
-    """For each optimizer its best setting and the runs of its seeds, as far as they are made."""
-    from benchmarks.optim import RATES
+def rows(runs: Any, task: str, args: Any) -> list[dict]:
+    """For each optimizer its best setting, the runs of its seeds as far as they are made, and what is missing."""
+    from benchmarks.optim import RATES, plan
 
     found = []
-    for name in optimizers:
-        best = runs.best(task, model, name, tune)
-        if best is None:
-            continue
-        setting = (best["lr"], best["weight_decay"])
-        reported = [runs.held.get((task, model, name, *setting, seed, steps)) for seed in range(seeds)]
-        done = [row for row in reported if row]
+    for name in args.optimizers:
+        planned = plan(runs, task, args.tasks[task].architecture, name, args)
+        tuning = [run for row in planned.tuning if (run := runs.at(row))]
+        reported = [run for row in planned.reported if (run := runs.at(row))]
+        missing = []
+        if not planned.tuned:
+            missing.append(f"{len(planned.tuning) - len(tuning)} or more runs of its grid")
+        if planned.chosen and len(reported) < args.seeds:
+            missing.append(f"{args.seeds - len(reported)} of {args.seeds} seeds")
         found.append(
             {
                 "optimizer": name,
-                "lr": setting[0],
-                "weight_decay": setting[1],
-                "edge": setting[0] in (RATES[0], RATES[-1]),
-                "runs": [row for row in done if row["measured"]],
-                "diverged": sum(not row["measured"] for row in done),
-                "seconds": mean(row["seconds"] for row in done) if done else None,
+                "lr": planned.chosen and planned.chosen["lr"],
+                "weight_decay": planned.chosen and planned.chosen["weight_decay"],
+                "edge": bool(planned.chosen) and planned.chosen["lr"] in (RATES[0], RATES[-1]),
+                "missing": " and ".join(missing),
+                "tuning": tuning,
+                "runs": [run for run in reported if run["measured"]],
+                "diverged": sum(not run["measured"] for run in reported),
+                "seconds": mean(run["seconds"] for run in reported) if reported else None,
             }
         )
     return found
@@ -57,7 +61,8 @@ def table(task: str, found: list[dict]) -> str:
     order = sorted(found, key=lambda row: mean(values(row, key)) if row["runs"] else float("inf"))
     for row in order:
         if not row["runs"]:
-            lines.append(f"| {row['optimizer']} | no run converged |" + " |" * (len(head) - 2))
+            why = f"missing: {row['missing']}" if row["missing"] else "no run converged"
+            lines.append(f"| {row['optimizer']} | {why} |" + " |" * (len(head) - 2))
             continue
         cells = []
         for field in fields:
@@ -65,7 +70,11 @@ def table(task: str, found: list[dict]) -> str:
             spread = f" ± {stdev(each):.3f}" if len(each) > 1 else ""
             cells.append(f"{mean(each):.3f}{spread}")
         edge = " (edge of the grid)" if row["edge"] else ""
-        count = f"{len(row['runs'])}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        count = (
+            f"{len(row['runs'])}"
+            + (" (not all)" if row["missing"] else "")
+            + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        )
         setting = [f"{row['lr']:g}{edge}", f"{row['weight_decay']:g}", count, f"{row['seconds']:.1f}"]
         lines.append(f"| {row['optimizer']} | " + " | ".join(cells + setting) + " |")
     return "\n".join(lines)
@@ -73,32 +82,44 @@ def table(task: str, found: list[dict]) -> str:
 
 def show(runs: Any, args: Any) -> None:
     """Print the tables, and write them and a picture of each task."""
+    from benchmarks.optim import DECAYS, RATES, lengths
+
     text = []
     for name, task in args.tasks.items():
-        model = getattr(task, "architecture", "vit")
-        tune, steps = args.tune_steps or args.steps or task.tune_steps, args.steps or task.steps
-        found = rows(runs, name, model, args.optimizers, tune, steps, args.seeds)
+        tune, steps = lengths(task, args)
+        found = rows(runs, name, args)
+        how = f"each of {len(RATES)} rates with each of {len(DECAYS)} decays"
+        if not args.full:
+            how = f"{len(RATES)} rates, then {len(DECAYS)} decays at the best one and its neighbours"
+        missing = [f"{row['optimizer']} ({row['missing']})" for row in found if row["missing"]]
+        edges = [row["optimizer"] for row in found if row["edge"]]
         text.append(
-            f"## {name}: {model}, {steps} steps, tuned on one other seed with {tune} steps\n\n"
-            f"Mean ± standard deviation of the seeds.\n\n{table(name, found)}\n"
+            f"## {name}: {task.architecture}, {steps} steps, tuned on one other seed with {tune} steps\n\n"
+            f"Tuned alike for all: {how}. Mean ± standard deviation of the seeds.\n\n{table(name, found)}\n"
         )
+        if missing:
+            text.append(f"**Not complete.** Missing: {'; '.join(missing)}.\n")
+        if edges:
+            text.append(
+                f"The best rate is at the edge of the grid, so a better one may lie beyond: {', '.join(edges)}.\n"
+            )
         if any(row["runs"] for row in found):
-            draw(name, found, runs, model, tune, steps, args.out / f"optim-{name}.png")
+            draw(name, found, task.architecture, steps, args.out / f"optim-{name}.png")
     print("\n".join(text))
     (args.out / "optim.md").write_text("\n".join(text), encoding="utf-8")
 
 
-def draw(task: str, found: list[dict], runs: Any, model: str, tune: int, steps: int, path: Path) -> None:
+def draw(task: str, found: list[dict], model: str, steps: int, path: Path) -> None:
     """Training curves, what the tables say with every seed as a point, and the grid by rate."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from benchmarks.optim import DECAYS, RATES, TUNING_SEED
+    from benchmarks.optim import RATES
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
-    colours = dict(zip([row["optimizer"] for row in found], plt.get_cmap("tab10").colors))
+    colours = dict(zip([row["optimizer"] for row in found], plt.get_cmap("tab20").colors))
     field, label = next(iter(FIELDS[task].items()))
     for row in found:
         if not row["runs"]:
@@ -122,8 +143,7 @@ def draw(task: str, found: list[dict], runs: Any, model: str, tune: int, steps: 
         name = row["optimizer"]
         grid = []
         for lr in RATES:
-            cells = [runs.held.get((task, model, name, lr, decay, TUNING_SEED, tune)) for decay in DECAYS]
-            done = [cell["measured"]["valid"] for cell in cells if cell and cell["measured"]]
+            done = [run["measured"]["valid"] for run in row["tuning"] if run["lr"] == lr and run["measured"]]
             grid.append(min(done) if done else float("nan"))
         right.plot(RATES, grid, ".-", color=colours[name], linewidth=1)
     right.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="the grid (better of the decays)")

@@ -13,11 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VALID_ROWS, WINDOW, BATCH = (
-    32,
-    128,
-    8,
-)  # language models: windows of a measurement, tokens of a window, windows of a step
+VALID_ROWS, WINDOW, BATCH = 32, 128, 8  # language models: windows of a measurement, tokens of each, windows of a step
 MOST = 12_000_000  # bytes of text that are read for training
 
 
@@ -58,9 +54,10 @@ class ViT(nn.Module):
 class Digits:
     """(a) The 1,797 images of handwritten digits that come with scikit-learn: 1,257, 180 and 360 of them."""
 
-    steps, tune_steps, rest, constant = 200, 200, 3e-3, False
+    steps, tune_steps, full_steps, full_tune_steps, rest, constant = 200, 200, 200, 200, 3e-3, False
+    architecture = "vit"
 
-    def __init__(self, data: Path | None) -> None:
+    def __init__(self, data: Path | None, full: bool = False) -> None:
         from sklearn.datasets import load_digits
 
         found = load_digits()
@@ -121,10 +118,10 @@ def next_byte(model: nn.Module, rows: Tensor) -> Tensor:
 class Novels:
     """(b) transformer++ `tiny` on the bytes of novels; every tenth book is for tuning, every tenth for testing."""
 
-    steps, tune_steps, rest, constant = 300, 100, 1e-3, False
+    steps, tune_steps, full_steps, full_tune_steps, rest, constant = 160, 50, 300, 100, 1e-3, False
     architecture = "transformer++"
 
-    def __init__(self, data: Path | None) -> None:
+    def __init__(self, data: Path | None, full: bool = False) -> None:
         self.data = data
         list(self._books())[:1]  # a wrong folder is told before anything is trained
 
@@ -165,18 +162,30 @@ class Novels:
 
 
 class Hope(Novels):
-    """(c) The same with Hope `tiny`."""
+    """(c) The same with Hope: small, about as long a step as transformer++ `tiny` has, or `tiny`."""
 
-    architecture = "hope"
+    def __init__(self, data: Path | None, full: bool = False) -> None:
+        super().__init__(data, full)
+        self.architecture = "hope" if full else "hope 64x3"
+
+    def model(self) -> nn.Module:
+        from circadia.models import HopeConfig, HopeForCausalLM
+        from circadia.models.presets import preset
+
+        config = preset("hope", "tiny")
+        if self.architecture != "hope":
+            shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+            config = HopeConfig(vocab_size=256, mixers=["self_modifying"], periods=config.periods, **shape)
+        return HopeForCausalLM(config)
 
 
 class Continual(Novels):
     """(d) Four domains one after another at a constant rate, so that no schedule protects the first one."""
 
-    steps, tune_steps, rest, constant = 400, 200, 1e-3, True
+    steps, tune_steps, full_steps, full_tune_steps, rest, constant = 200, 48, 400, 200, 1e-3, True
     count = 4
 
-    def __init__(self, data: Path | None) -> None:
+    def __init__(self, data: Path | None, full: bool = False) -> None:
         self.data = data
         files: dict[str, list[Path]] = {}
         for file in sorted((data or Path()).glob("domains/*")):

@@ -30,7 +30,7 @@ STEPS = 4  # of one repetition
 
 
 def bare(run: loop_file.Run) -> Any:
-    """The step without a loop, on a copy of the run's model and its first batch."""
+    """The step without a loop, on a copy of the run's model and its first batch, in parts as large as the run's."""
     now, device = run.now, run.world.device
     net = loop_file.make.model(now.model, run.data.tokenizer, now.seed).to(device).train()  # type: ignore[union-attr]
     optimizer = loop_file.make.optimizer(net, now.optim)
@@ -40,9 +40,14 @@ def bare(run: loop_file.Run) -> Any:
 
     def steps() -> None:
         for _ in range(STEPS):
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                logits = net(input_ids=first.tokens, use_cache=False).logits
-            F.cross_entropy(logits.float().flatten(0, 1), first.labels.flatten(), ignore_index=-100).backward()
+            count = (first.labels != -100).sum()
+            for tokens, labels in zip(first.tokens.split(run.micro), first.labels.split(run.micro)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits = net(input_ids=tokens, use_cache=False).logits
+                loss = F.cross_entropy(
+                    logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+                )
+                (loss / count).backward()
             nn.utils.clip_grad_norm_(net.parameters(), now.optim.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

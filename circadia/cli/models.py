@@ -6,7 +6,7 @@ import typer
 
 
 def models(
-    size: Annotated[str, typer.Option(metavar="SIZE", help="tiny, small, 30m, 100m, 340m, 760m or 1.3b.")] = "tiny",
+    size: Annotated[str, typer.Option(metavar="SIZE", help="tiny, small, 30m, 100m, 340m, 760m, 1.3b or 8b.")] = "tiny",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the architectures with their parameters, state and operations per token."""

@@ -227,6 +227,8 @@ def self_modifying(
     value = memory("v", v, start)  # eq. 84
     eta = rule.top_rate * torch.sigmoid(memory("eta", gates["x"], start).squeeze(-1) + gates.get("eta", 0.0))
     alpha = torch.sigmoid(memory("alpha", gates["x"], start).squeeze(-1) + gates.get("alpha", rule.alpha_bias))
+    if not rule.decays:
+        alpha = torch.ones_like(alpha)
     query = unit(memory("q", q, start) if rule.adaptive_q else q)  # eq. 85
     new: State = {}
     loss = None
@@ -254,7 +256,7 @@ def self_modifying(
             gradient = outer(shorten(rule.scale * error, rule.clip), x)
             step = rate * (rule.last_scale(how.chunk) if part == "w1" else 1.0)
             kept = col(alpha) * w
-            if part != "w1":
+            if part != "w1" and rule.erase:
                 kept = kept - rate * outer(apply(w, key), key)  # eq. 88, on the matrices whose input is k
             if rule.momentum:
                 s = torch.sigmoid(col(gates["beta"])) * state[MOMENTUM + full] - step * gradient

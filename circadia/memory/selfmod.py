@@ -38,6 +38,8 @@ class SelfModifying(MlpMemory):
 
     objective: Literal["l2", "dot"] = "dot"
     adaptive_q: bool = False
+    erase: bool = True  # the DGD factor of eq. 88; without it plain gradient descent
+    decays: bool = True  # forgets at the rate that the alpha memory makes; without it everything is kept
     static: tuple[str, ...] = ()
     projection_chunk: int | None = None  # None: the same as chunk
     projection_rate: float = 0.1  # of the other memories, as a share of the main one's
@@ -65,7 +67,7 @@ class SelfModifying(MlpMemory):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        return ("eta", "alpha")
+        return ("eta", "alpha") if self.decays else ("eta",)
 
     def weights(self, d_k: int, d_v: int) -> Shapes:
         shapes: Shapes = {}
@@ -169,15 +171,16 @@ class SelfModifying(MlpMemory):
         query = unit(asked[:, :, 2] + answers[:, :, 2], -2) if self.adaptive_q else q  # eq. 85
         logits = logits + answers[:, :, skips, 0] + start[:, :, skips] @ asked[:, :, -1]
         eta, log_a = self.top_rate * torch.sigmoid(logits[:, :, 0]), log_sigmoid(logits[:, :, 1])
+        if not self.decays:
+            log_a = torch.zeros_like(log_a)
         if live is not None:
             eta, log_a = eta * live, log_a * live
         tile = Tile.make(log_a, log_b, live, key)
         before = tile.before
         # The memory that is read at the full rate, the others at a share of it: two systems, one solve.
         rate = eta[..., None, :]
-        solvers = Solver.make(
-            key, [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate], before
-        )
+        rates = [rate] if self.projection_rate == 1.0 else [rate, self.projection_rate * rate]
+        solvers = Solver.make(key, rates, before) if self.erase else [None]
 
         # Eq. 87: for every memory its own target, and its gradient at the chunk start.
         first_order = how.order == "first"
@@ -205,12 +208,15 @@ class SelfModifying(MlpMemory):
                 rows[:, :, part],
                 None if momentum is None else momentum[:, :, part],
                 key,
-                solver.rate * errors[:, :, part],
+                speed * errors[:, :, part],
                 tile,
                 solver,
                 known[:, :, part] if rows is point else None,
             )
-            for part, solver in ((slice(None, own), solvers[0]), (slice(own, None), solvers[-1]))
+            for part, speed, solver in (
+                (slice(None, own), rates[0], solvers[0]),
+                (slice(own, None), rates[-1], solvers[-1]),
+            )
         ]
         share = tops.new_full((tops.shape[2], 1, 1), self.projection_rate * self.last_scale(how.chunk))
         share[0] = self.last_scale(how.chunk)

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from circadia.models.fields import check_ranges, foreign, refuse_foreign, warn_foreign
+from circadia.models.fields import check_ranges, check_rules, foreign, refuse_foreign, warn_foreign
 from circadia.models.mixers.table import MIXERS
 
 CHOICES = {
@@ -39,6 +39,7 @@ class HopeConfig(PreTrainedConfig):
     intermediate_size: int | None = None  # of all levels; None: 8/3 of the hidden size, to a multiple of 16
     mixers: list[str] = field(default_factory=lambda: ["gated_deltanet"])
     chunk: int = 64  # tokens between two refreshes of a memory's gradient point; of matrix memories the parallel unit
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)  # {"self_modifying": {"inertia": True}}: see RULES
     memory_hidden: int | None = None  # hidden width of MLP memories; None: the width of a head
     conv_window: int = 4  # of the causal convolution before a memory
     sliding_window: int = 512  # tokens that sliding_attention sees, and the attention of titans_mag and titans_mal
@@ -169,6 +170,7 @@ class HopeConfig(PreTrainedConfig):
         for mixer in self.mixers:
             if mixer not in MIXERS:
                 raise ValueError(f"mixers: {mixer!r} is unknown; use {', '.join(MIXERS)}")
+        check_rules(self.rules, {MIXERS[m].rule for m in self.mixers})
         if len(self.mixers) > self.num_hidden_layers:
             raise ValueError(
                 f"mixers has {len(self.mixers)} entries for num_hidden_layers={self.num_hidden_layers}: "

@@ -2,10 +2,12 @@
 
 import difflib
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers.utils import logging
+
+from circadia.memory import RULES, Rule
 
 logger = logging.get_logger(__name__)
 
@@ -60,3 +62,22 @@ def check_ranges(config: Any) -> None:
                     f"{name}={value}: must be from 0 to {config.vocab_size - 1} for vocab_size={config.vocab_size}, "
                     "or None"
                 )
+
+
+def check_rules(rules: dict[str, dict[str, Any]], used: set[str | None]) -> None:
+    """Settings of memory rules: of one that a mixer of the model writes with, and such as it has."""
+    known = sorted(name for name in used if name is not None)
+    for name, settings in rules.items():
+        if name not in known:
+            raise ValueError(f"rules: no mixer of this model writes by {name!r}; use one of {', '.join(known) or '-'}")
+        changed_rule(RULES[name], settings)
+
+
+def changed_rule(rule: Rule, settings: dict[str, Any]) -> Rule:
+    """A rule with some of its settings changed; a list, as files have it, stands for a tuple."""
+    own = [f.name for f in fields(rule) if f.name not in ("name", "family", "equation", "summary", "compiled")]
+    for name in settings:
+        if name not in own:
+            raise ValueError(f"rules.{rule.name}.{name} is unknown; use one of {', '.join(own)}")
+    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
+    return replace(rule, **values)

@@ -4,6 +4,8 @@ A level adds to the residual stream like any MLP: x + MLP_l(norm x), fastest fir
 network is the plain one (the printed chain (70) has neither residual nor norm; a retrofit is impossible without).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -119,6 +121,7 @@ class Levels(nn.Module):
         self.gate = nn.Linear(config.hidden_size, learning) if gated else None
         side = config.cms_variant == "independent" and len(self.levels) > 1
         self.mix = nn.Parameter(torch.empty(len(self.levels))) if side else None
+        self.watch: Callable[[Level, Tensor, Tensor], None] | None = None  # is told what was predicted, see watch.py
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -148,6 +151,8 @@ class Levels(nn.Module):
                     level.how(ctx.keep), inputs, target, level.start, level.rates(), mine,
                     weight=weight, mask=ctx.mask, reset=reset,
                 )  # fmt: skip
+                if self.watch is not None:
+                    self.watch(level, y, target)
             else:
                 y = level.read(inputs, mine)
             total = total + (y if self.mix is None else self.mix[i] * y)

@@ -67,3 +67,32 @@ def _run(part: nn.Module, config: HopeConfig, tokens: int) -> tuple[int, int]:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _, state = part(torch.zeros(1, tokens, config.hidden_size), {}, Context())
     return counter.get_total_flops(), sum(x.numel() * x.element_size() for x in state.values())
+
+
+def activation_bytes(config: HopeConfig, tokens: int, recompute: bool = False) -> int:
+    """What one row keeps for the backward pass in float32, blocks and head; with ``recompute`` only one block's."""
+    each: list[int] = []
+    for mixer in config.layer_mixers:
+        known = config.layer_mixers.index(mixer)
+        each.append(_saved(_on_meta(HopeBlock, config, known), config, tokens) if known == len(each) else each[known])
+    head = 3 * 4 * tokens * config.vocab_size  # logits, their probabilities and the gradient
+    if recompute:
+        return max(each) + 4 * tokens * config.hidden_size * len(each) + head
+    return sum(each) + head
+
+
+def _saved(block: nn.Module, config: HopeConfig, tokens: int) -> int:
+    """Bytes of the storages that autograd holds after a forward pass, weights left out."""
+    block.requires_grad_(True)
+    own = {p.untyped_storage()._cdata for p in block.parameters()}
+    held: dict[int, torch.Tensor] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage()._cdata not in own:
+            held[x.untyped_storage()._cdata] = x  # kept, so that its place is not given to another one
+        return x
+
+    with torch.device("meta"), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        x = torch.zeros(1, tokens, config.hidden_size, requires_grad=True)
+        block(x, {}, Context(keep=False))
+    return sum(x.untyped_storage().nbytes() for x in held.values())

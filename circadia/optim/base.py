@@ -87,13 +87,18 @@ class Base(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for step, (params, grads, states) in self._ready(group).items():
-                self.update(group, params, grads, states, step)
+                for part in self.pieces(params):
+                    self.update(group, params[part], grads[part], states[part], step)
         return loss
+
+    def pieces(self, params: list[Tensor]) -> list[slice]:
+        """Which parameters are updated together."""
+        return [slice(None)]
 
     @torch.compiler.disable
     def _ready(self, group: Group) -> dict[int, tuple[list[Tensor], list[Tensor], list[State]]]:
         """The parameters that have a gradient, by the number of their step."""
-        ready: dict[int, tuple[list[Tensor], list[Tensor], list[State]]] = {}
+        having: list[tuple[Tensor, Tensor, State]] = []
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -107,10 +112,14 @@ class Base(Optimizer):
                 # A tensor, so that sharded checkpoints carry it; on the CPU, where reading it waits for nothing.
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state.update(self.start(group, p))
-            state["step"] += 1
+            having.append((p, sharded.gradient(p).to(precision(p)), state))
+        if having:
+            torch._foreach_add_([state["step"] for _, _, state in having], torch.ones(()))
+        ready: dict[int, tuple[list[Tensor], list[Tensor], list[State]]] = {}
+        for p, grad, state in having:
             params, grads, states = ready.setdefault(int(state["step"]), ([], [], []))
             params.append(p)
-            grads.append(sharded.gradient(p).to(precision(p)))
+            grads.append(grad)
             states.append({name: sharded.local(x) for name, x in state.items()} if sharded.spread(p) else state)
         return ready
 
@@ -143,6 +152,11 @@ def zeros(p: Tensor) -> Tensor:
     return torch.zeros_like(p, dtype=precision(p), memory_format=torch.preserve_format)
 
 
+def number(value: float, like: Tensor) -> Any:
+    """For `torch._foreach_*`, which on a CPU would make a tensor of a plain number again for every entry."""
+    return torch.tensor(value, dtype=like.dtype) if like.device.type == "cpu" else value
+
+
 def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_decay: Any) -> None:
     """W <- (1 - lr weight_decay) W - lr direction. A tensor rate may change without a new compilation."""
     params = [sharded.local(p) for p in params]
@@ -154,7 +168,7 @@ def descend(params: list[Tensor], directions: list[Tensor], lr: Any, weight_deca
             p.sub_(rate * direction)
         return
     if weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_mul_(params, number(1 - lr * weight_decay, params[0]))
     torch._foreach_add_(params, directions, alpha=-lr)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from circadia.levels import optimizers
-from circadia.optim import check
-from circadia.optim.base import precision, restore
+from circadia.optim import check, sharded
+from circadia.optim.base import Base, precision, restore
 
 REDUCTIONS = ("mean", "sum")
 UNITS = ("step", "token")
@@ -48,6 +48,13 @@ class CMS(Optimizer):
         super().__init__(optimizer.param_groups, {})
         self.inner = optimizer
         self.param_groups = optimizer.param_groups
+        self._open(self.param_groups)
+
+    def _open(self, groups: Iterable[dict[str, Any]]) -> None:
+        """A state before the first step: without one, torch's checkpoint helpers would take a step to get it."""
+        for group in groups:
+            for p in group["params"]:
+                self.state[p] = {"cms_weight": torch.zeros(())}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with a period of their own."""
@@ -57,6 +64,7 @@ class CMS(Optimizer):
         check.count("period", param_group.get("period", 1))
         self.inner.add_param_group({"period": 1, "unit": self.unit, "waited": 0, **param_group})
         self.param_groups = self.inner.param_groups
+        self._open(self.param_groups[-1:])
 
     @torch.no_grad()
     def step(self, closure: Any = None, *, tokens: int | None = None) -> Any:
@@ -92,35 +100,65 @@ class CMS(Optimizer):
 
     def _take_in(self, p: Tensor, size: int | None, due: bool) -> Tensor | None:
         """What the optimizer sees of a parameter in this step."""
-        grad, held = p.grad, self.state.get(p)
+        grad, held = p.grad, self.state[p]
         weight = float(size or 1)
-        if due and not held:  # nothing to add: the gradient itself, bit for bit
+        if due and "cms_sum" not in held:  # nothing to add: the gradient itself, bit for bit
             return grad if grad is None or self.reduction == "mean" or weight == 1 else grad * weight
         if grad is not None:
-            held = held or {"sum": torch.zeros_like(grad, dtype=precision(p)), "weight": 0.0}
-            held["sum"].add_(grad, alpha=weight)
-            held["weight"] += weight
-            self.state[p] = held
-        if not due or not held:
+            if "cms_sum" not in held:
+                held["cms_sum"] = torch.zeros_like(grad, dtype=precision(p))
+            held["cms_sum"].add_(grad, alpha=weight)
+            held["cms_weight"] += weight
+        if not due or "cms_sum" not in held:
             return None
-        del self.state[p]
-        total = held["sum"] if self.reduction == "sum" else held["sum"] / held["weight"]
+        total = held.pop("cms_sum")
+        if self.reduction == "mean":
+            total = total / held["cms_weight"].item()
+        held["cms_weight"].zero_()
         return total.to(p.dtype)
 
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state under ``inner``, and the open periods."""
+        """The wrapped optimizer's state dict, with the open periods beside what it remembers of each parameter.
+
+        It has the same entries at any time, as `torch.distributed.checkpoint` needs it, which fills in what is there:
+        zeros for a period that has just begun, and what stands for a state that the wrapped optimizer has not got yet
+        (``cms_known`` is 0 then).
+        """
         assert self.inner is not None
-        return {**super().state_dict(), "inner": self.inner.state_dict()}
+        saved = self.inner.state_dict()
+        blank = {p: state for part in getattr(self.inner, "parts", [self.inner]) for p, state in _blank(part).items()}
+        params = [p for group in self.param_groups for p in group["params"]]
+        periods = [group["period"] for group in self.param_groups for _ in group["params"]]
+        states = {}
+        for i, (p, period) in enumerate(zip(params, periods)):
+            own = dict(self.state[p])
+            if period > 1 and "cms_sum" not in own:
+                own["cms_sum"] = torch.zeros_like(p, dtype=precision(p))
+            known = torch.tensor(float(p not in blank))
+            states[i] = {**saved["state"].get(i, blank.get(p, {})), **own, "cms_known": known}
+        return {"state": states, "param_groups": saved["param_groups"]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state in the middle of any period."""
         assert self.inner is not None
-        if "inner" not in state_dict:
-            raise ValueError("state_dict has no 'inner': it was not saved by CMS; load it into the optimizer inside")
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "inner"})
-        restore(self, state_dict)
-        self.inner.load_state_dict(state_dict["inner"])
+        held, groups = state_dict["state"], state_dict["param_groups"]
+        if not all("cms_known" in state for state in held.values()) or not held:
+            raise ValueError(
+                "state_dict has no 'cms_known': it was not saved by CMS; load it into the optimizer inside"
+            )
+        inner, own = {}, {}
+        for i, state in held.items():
+            own[i] = {name: x for name, x in state.items() if name in ("cms_sum", "cms_weight")}
+            if not own[i]["cms_weight"]:
+                own[i].pop("cms_sum", None)
+            if state["cms_known"]:
+                inner[i] = {name: x for name, x in state.items() if not name.startswith("cms_")}
+        self.inner.load_state_dict({"state": inner, "param_groups": groups})
+        restore(self.inner, {"state": inner, "param_groups": groups})  # torch shares what it loads
+        super().load_state_dict({"state": own, "param_groups": groups})
+        restore(self, {"state": own, "param_groups": groups})
         self.param_groups = self.inner.param_groups
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,7 +182,8 @@ class CMS(Optimizer):
                 group = groups[id(parameters[0])]
                 fields = {name: value for name, value in vars(level).items() if name not in ("members", "parameters")}
                 yield {**fields, "period": level.period * group["period"], "unit": group["unit"]}
-        held = sum(s["sum"].numel() * s["sum"].element_size() for s in self.state.values())
+        sums = [sharded.local(state["cms_sum"]) for state in self.state.values() if "cms_sum" in state]
+        held = sum(x.numel() * x.element_size() for x in sums)
         if any(group["period"] > 1 for group in self.param_groups):
             yield {
                 "name": "CMS open periods",
@@ -155,6 +194,31 @@ class CMS(Optimizer):
                 "leaves": "handed to the optimizer at the end of the period, then empty",
                 "state_bytes": held,
             }
+
+
+def _blank(part: Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """What an optimizer will remember of the parameters of which it has no state yet; nothing is changed."""
+    missing = [(group, p) for group in part.param_groups for p in group["params"] if not part.state.get(p)]
+    if isinstance(part, Base):
+        return {p: {"step": torch.zeros(()), **part.start(group, p)} for group, p in missing}
+    # As torch's own helpers find it out: by a step with gradients and rates of zero.
+    grads = [(p, p.grad) for group in part.param_groups for p in group["params"]]
+    rates = [(group, group["lr"]) for group in part.param_groups if "lr" in group]
+    try:
+        for p, _ in grads:
+            p.grad = None
+        for _, p in missing:
+            p.grad = torch.zeros_like(p)
+        for group, lr in rates:
+            group["lr"] = torch.zeros_like(lr) if isinstance(lr, Tensor) else 0.0
+        if missing:
+            part.step()
+        return {p: part.state.pop(p, {}) for _, p in missing}
+    finally:
+        for p, grad in grads:
+            p.grad = grad
+        for group, lr in rates:
+            group["lr"] = lr
 
 
 def periods(model: nn.Module, table: Mapping[str, int], **settings: Any) -> list[dict[str, Any]]:

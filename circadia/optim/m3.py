@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from circadia.optim import check, sharded
-from circadia.optim.base import SECOND_MOMENT, Group, descend, zeros
+from circadia.optim.base import SECOND_MOMENT, Group, descend, number, zeros
 from circadia.optim.muon import READ, Orthogonal
 from circadia.optim.orthogonalize import QUINTIC, SCALES, Coefficients, shape_scale
 from circadia.optim.rules import State
@@ -23,7 +23,8 @@ class M3(Orthogonal):
     mode      "ema": running means, and V corrected for its start at 0. "literal": the accumulators of Algorithm 1,
               which never fade, so that the steps become shorter as V grows
     periods, betas, weights   one entry a level. Algorithm 1 has periods (1, f), betas (beta_1, beta_3), weights
-              (1, alpha)
+              (1, alpha). Newton-Schulz makes a full step of any slow momentum, however little is in it, so its weight
+              is small: on the digits of docs/experiments.md 0.5 costs much, at any period, and 0.1 hardly anything
     beta_v    beta_2 of the element-wise V; None for no V
     scale     None: "rms" for "ema", "none" for "literal". "rms" rescales the step to a root mean square of 0.2, after
               which learning rates of AdamW fit; the others as in `Muon`
@@ -37,7 +38,7 @@ class M3(Orthogonal):
         mode: str = "ema",
         periods: Sequence[int] = (1, 100),
         betas: Sequence[float] = (0.95, 0.9),
-        weights: Sequence[float] = (1.0, 0.5),
+        weights: Sequence[float] = (1.0, 0.1),
         beta_v: float | None = 0.999,
         eps: float = 1e-8,
         scale: str | None = None,
@@ -137,7 +138,7 @@ class M3(Orthogonal):
             size = torch._foreach_add(square, group["eps"])
             torch._foreach_sqrt_(size)
             return list(size)
-        torch._foreach_mul_(square, beta)
+        torch._foreach_mul_(square, number(beta, square[0]))
         torch._foreach_addcmul_(square, grads, grads, value=1 - beta)
         correction = 1 - beta**step
         size = torch._foreach_add(square, correction * group["eps"])

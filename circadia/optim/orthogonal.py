@@ -90,7 +90,7 @@ class M3(Rule):
     mode: str = "ema"
     periods: Sequence[int] = (1, 100)
     betas: Sequence[float] = (0.95, 0.9)
-    weights: Sequence[float] = (1.0, 0.5)
+    weights: Sequence[float] = (1.0, 0.1)
     beta_v: float | None = 0.999
     eps: float = 1e-8
     scale: str = "rms"

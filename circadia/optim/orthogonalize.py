@@ -6,6 +6,7 @@ derives.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 Coefficients = tuple[float, float, float]
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 CUBIC: Coefficients = (1.5, -0.5, 0.0)
+CPU_BATCH_BYTES = 2**15  # matrices up to this size gain from a batch on a CPU
 
 
 def newton_schulz(
@@ -32,13 +34,15 @@ def newton_schulz(
         raise ValueError(f"x has shape {tuple(x.shape)}: Newton-Schulz needs matrices [..., m, n]")
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
-    y = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:])).to(dtype or x.dtype)
+    y = (x.mT if tall else x).to(dtype or x.dtype)
+    y = y if x.ndim == 2 else y.reshape(-1, *y.shape[-2:])
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(eps)  # no singular value is above 1
+    add_product: Any = torch.addmm if y.ndim == 2 else torch.baddbmm
     for _ in range(steps):
         gram = y @ y.mT
         # The cubic needs no product of the gram matrix with itself.
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
-        y = torch.baddbmm(y, poly, y, beta=a)
+        poly = add_product(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        y = add_product(y, poly, y, beta=a)
     y = y.to(x.dtype)
     return (y.mT if tall else y).reshape(x.shape)
 
@@ -52,11 +56,13 @@ def gram_newton_schulz(x: Tensor, steps: int = 5, coefficients: Coefficients = Q
     """
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
-    y = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
+    y = x.mT if tall else x
+    y = y if x.ndim == 2 else y.reshape(-1, *y.shape[-2:])
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(eps)
+    add_product: Any = torch.addmm if y.ndim == 2 else torch.baddbmm
     gram, product = y @ y.mT, None
     for i in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        factor = add_product(gram, gram, gram, beta=b, alpha=c) if c else b * gram
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         if i < steps - 1:
@@ -85,26 +91,38 @@ def orthogonalize(
 ) -> list[Tensor]:
     """Newton-Schulz on many matrices; those of one shape, lying or standing, are one batch.
 
-    Long ones are done on their gram matrices, unless the products are in half precision.
+    On a CPU only if they are small: large ones are faster one by one, from its cache. Long ones are done on their gram
+    matrices, unless the products are in half precision.
     """
     batches: dict[tuple[object, ...], list[int]] = {}
     wide = [x.mT if x.shape[-2] > x.shape[-1] else x for x in matrices]
     for i, x in enumerate(wide):
-        batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
+        size = x.shape[-2] * x.shape[-1] * (dtype or x.dtype).itemsize
+        alone = i if x.ndim == 2 and x.device.type == "cpu" and size > CPU_BATCH_BYTES else None
+        batches.setdefault((x.shape[-2:], x.dtype, x.device, alone), []).append(i)
     out = list(matrices)
     for members in batches.values():
-        flat = [wide[i].reshape(-1, *wide[i].shape[-2:]) for i in members]
-        batch = flat[0] if len(flat) == 1 else torch.cat(flat)
-        exact = dtype is None or dtype.itemsize >= 4
-        if exact and batch.dtype.itemsize >= 4 and batch.shape[-1] >= 2 * batch.shape[-2]:
-            made = gram_newton_schulz(batch.to(dtype or batch.dtype), steps, coefficients, eps=eps).to(batch.dtype)
+        given = [wide[i] for i in members]
+        if len(given) == 1:
+            made = [_orthogonal(given[0], steps, coefficients, eps, dtype)]
+        elif all(x.ndim == 2 for x in given):
+            made = list(_orthogonal(torch.stack(given), steps, coefficients, eps, dtype).unbind())
         else:
-            made = newton_schulz(batch, steps, coefficients, eps=eps, dtype=dtype)
-        parts = made.split([len(x) for x in flat])
-        for i, part in zip(members, parts):
-            o = part.reshape(wide[i].shape)
-            out[i] = o.mT if wide[i] is not matrices[i] else o
+            flat = [x.reshape(-1, *x.shape[-2:]) for x in given]
+            parts = _orthogonal(torch.cat(flat), steps, coefficients, eps, dtype).split([len(x) for x in flat])
+            made = [part.reshape(x.shape) for part, x in zip(parts, given)]
+        for i, o in zip(members, made):
+            # Whoever adds this to a weight would otherwise read it across its rows, at many times the cost.
+            out[i] = o.mT.contiguous() if wide[i] is not matrices[i] else o
     return out
+
+
+def _orthogonal(x: Tensor, steps: int, coefficients: Coefficients, eps: float, dtype: torch.dtype | None) -> Tensor:
+    """The form that costs less."""
+    exact = min(x.dtype.itemsize, (dtype or x.dtype).itemsize) >= 4
+    if exact and x.shape[-1] >= 2 * x.shape[-2]:
+        return gram_newton_schulz(x.to(dtype or x.dtype), steps, coefficients, eps=eps).to(x.dtype)
+    return newton_schulz(x, steps, coefficients, eps=eps, dtype=dtype)
 
 
 SCALES = ("none", "original", "match_rms_adamw")

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if dist.is_available():
+AVAILABLE = dist.is_available()  # asked for every parameter of every step
+if AVAILABLE:
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
 Index = tuple[slice, ...]
@@ -23,17 +24,17 @@ Index = tuple[slice, ...]
 
 def spread(x: Tensor) -> bool:
     """Is this a tensor over several processes?"""
-    return dist.is_available() and isinstance(x, DTensor)
+    return AVAILABLE and isinstance(x, DTensor)
 
 
 def local(x: Tensor) -> Tensor:
     """What this process holds; it shares its memory."""
-    return x.to_local() if dist.is_available() and isinstance(x, DTensor) else x
+    return x.to_local() if AVAILABLE and isinstance(x, DTensor) else x
 
 
 def whole(x: Tensor) -> Tensor:
     """All of it, on every process."""
-    return x.full_tensor() if dist.is_available() and isinstance(x, DTensor) else x
+    return x.full_tensor() if AVAILABLE and isinstance(x, DTensor) else x
 
 
 def like(x: Tensor, p: Any) -> Tensor:
@@ -54,7 +55,9 @@ def part_of(shard: Tensor, p: Any) -> Tensor:
 def gradient(p: Any) -> Tensor:
     """The gradient of p where p is, as this process holds it."""
     g: Any = p.grad
-    if spread(p) and g.placements != p.placements:
+    if not spread(p):
+        return g
+    if g.placements != p.placements:
         g = g.redistribute(placements=p.placements)
     return local(g)
 
@@ -111,10 +114,13 @@ def _on_spread(
 
 def rescale(steps: list[Tensor], params: Sequence[Any], rms: float = 0.2) -> None:
     """`circadia.optim.orthogonal.to_rms` in place, on shards: the mean is that of the whole matrix."""
-    if all(x.ndim == 2 for x in steps):
-        squares = list(torch.stack(torch._foreach_norm(steps)).square().unbind())
-    else:
-        squares = [x.square().sum((-2, -1)) for x in steps]
+    tiny = torch.finfo(steps[0].dtype).tiny
+    if all(x.ndim == 2 and not spread(p) for x, p in zip(steps, params)):
+        lengths = torch.stack(torch._foreach_norm(steps)).clamp_min_(tiny)
+        wanted = lengths.new_tensor([rms * p.numel() ** 0.5 for p in params])
+        torch._foreach_mul_(steps, list((wanted / lengths).unbind()))
+        return
+    squares = [x.square().sum((-2, -1)) for x in steps]
     together: dict[tuple[Any, ...], list[int]] = {}
     for i, p in enumerate(params):
         if spread(p):
@@ -129,7 +135,7 @@ def rescale(steps: list[Tensor], params: Sequence[Any], rms: float = 0.2) -> Non
             squares[i] = part.reshape(squares[i].shape)
     counts = [p.shape[-2] * p.shape[-1] for p in params]
     sizes = torch._foreach_sqrt(torch._foreach_div(squares, counts))
-    torch._foreach_clamp_min_(sizes, torch.finfo(steps[0].dtype).tiny)
+    torch._foreach_clamp_min_(sizes, tiny)
     factors = [rms / size for size in sizes]
     torch._foreach_mul_(steps, [f if f.ndim == 0 else f[..., None, None] for f in factors])
 

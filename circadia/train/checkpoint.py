@@ -32,6 +32,10 @@ from circadia.train.distributed import World, like, whole
 Tensors = dict[str, Tensor]
 
 
+class Busy(ValueError):
+    """Another process is training there."""
+
+
 class Checkpoints:
     """Those of one run."""
 
@@ -277,5 +281,5 @@ def lock(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"out={run}: another process is training there; stop it first") from error
+            raise Busy(f"out={run}: another process is training there; stop it first") from error
         yield

@@ -70,7 +70,7 @@ class TrainPart(_Part):
 
     tokens: PositiveInt = 20_000_000
     batch: PositiveInt = 16  # rows of one step, over all processes
-    micro: PositiveInt | None = None  # rows of one forward pass in a process; None: all at once
+    micro: PositiveInt | None = None  # rows of one forward pass in a process; None: as many as fit, see make.micro
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     checkpointing: bool = False  # compute activations again in the backward pass
@@ -82,6 +82,7 @@ class TrainPart(_Part):
     save_minutes: NonNegativeFloat | None = None  # also in the middle of a step, where steps are long
     patience: PositiveInt | None = None  # stop after so many evaluations without a better one
     spike: PositiveFloat = 2.0  # a step whose loss is so many nats above the last ones is skipped
+    levels_every: NonNegativeInt = 20  # steps after which the log says what each level does in context; 0: never
     track: Literal["tensorboard", "trackio"] | None = None
 
 

@@ -88,6 +88,7 @@ class Bar:
         self.console = console if console is not None and console.is_terminal else None
         self.plain = console
         self.steps = steps
+        self.doing = ""  # of the levels, when they were last looked at
         if self.console is not None:
             columns = (
                 BarColumn(),
@@ -100,11 +101,19 @@ class Bar:
 
     def update(self, step: int, loss: float, speed: float) -> None:
         """After every step."""
-        text = f"loss {loss:.4f}  {speed:,.0f} tokens/s"
+        text = f"loss {loss:.4f}  {speed:,.0f} tokens/s{self.doing}"
         if self.console is not None:
             self.progress.update(self.task, completed=step, text=text)
         elif self.plain is not None and step % max(1, self.steps // 20) == 0:
             self.plain.print(f"step {step}/{self.steps}  {text}", highlight=False)
+
+    def levels(self, found: dict[str, float]) -> None:
+        """Norm of the inner update and surprise of every level, shown from now on."""
+        each: dict[str, dict[str, float]] = {}
+        for name, value in found.items():
+            level, _, what = name.rpartition("/")
+            each.setdefault(level, {})[what] = value
+        self.doing = "".join(f"  {name} Δ{x['update']:.3g} ?{x['surprise']:.3g}" for name, x in each.items())
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from circadia import __version__
-from circadia.models import HopeCache, HopeConfig
+from circadia.models import HopeCache, HopeConfig, watch
 from circadia.optim import CMS
 from circadia.train import checkpoint, distributed, make, report
 from circadia.train.config import TrainConfig, changed, dump, load
@@ -29,7 +29,7 @@ BAD_STEPS = 10  # skipped in a row: then it is no accident
 RECENT = 64  # good losses that a spike is measured against, once there are a quarter of them
 # What may differ when a run is taken up again: where and with what it runs, not what it computes.
 MAY_CHANGE = ("data.workers", "train.device", "train.parallel", "train.micro", "train.compile", "train.checkpointing",
-              "train.save_every", "train.save_minutes", "train.track", "out")  # fmt: skip
+              "train.save_every", "train.save_minutes", "train.levels_every", "train.track", "out")  # fmt: skip
 
 
 class Diverged(RuntimeError):
@@ -171,7 +171,10 @@ class Run:
             self.called = distributed.shard(net, now.train.parallel, world)
         self.optimizer = make.optimizer(net, now.optim)
         self.caches = {}
-        self.parts = now.train.batch // world.size // self.micro
+        self.learns = now.train.levels_every > 0 and watch.learns(net)
+        own = now.train.batch // world.size
+        self.micro = make.micro(net, now, own, world.device)  # rows of one forward pass
+        self.parts = own // self.micro
         if self.saved is not None:
             rest = checkpoint.load(self.saved, net, self.optimizer, world)
             data_state = self.restore(rest)
@@ -185,12 +188,6 @@ class Run:
             name = now.model.preset or now.model.path
             self.bar.say(f"{self.config.names[index]}: {name}, {parameters:,} parameters, {now.steps:,} steps")
             self.bar.say(f"text: {self.data}")
-
-    @property
-    def micro(self) -> int:
-        """Rows of one forward pass."""
-        own = self.now.train.batch // self.world.size
-        return min(self.now.train.micro or own, own)
 
     def stage(self) -> str:
         """Steps until the stage is over, or something stops it: says what."""
@@ -277,6 +274,8 @@ class Run:
         self.bar.update(place.step, loss_value, tokens / seconds)
         if not good:
             self.skipped(loss_value, norm)
+        elif self.learns and place.stage_step % now.train.levels_every == 0:
+            self.watch(batch)
 
     def loss(self, part: Batch, index: int, net: nn.Module | None = None) -> Tensor:
         """Nats, summed over the labels of some rows; memories go on from `caches` where the run carries them."""
@@ -302,6 +301,17 @@ class Run:
         if not math.isfinite(loss):
             return True
         return len(recent) >= RECENT // 4 and loss > statistics.fmean(recent) + self.now.train.spike
+
+    def watch(self, batch: Batch) -> None:
+        """How far each level moves in one row, and how surprised it is: into the log and onto the bar."""
+        row = batch.part(0, 1).to(self.world.device)
+        half = self.now.train.precision == "bf16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=half):
+            found = watch.flat(watch.watch(self.net, row.tokens, row.reset))
+        sums = self.world.sum(*found.values())  # of one row in each process
+        found = {name: total / self.world.size for name, total in zip(found, sums)}
+        self.log("levels", self.place.step, **{n: x if math.isfinite(x) else None for n, x in found.items()})
+        self.bar.levels(found)
 
     def skipped(self, loss: float, norm: float) -> None:
         """Say it; after too many in a row, stop."""

@@ -11,10 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from circadia.models import HopeConfig, HopeForCausalLM, preset
+from circadia.models.measure import activation_bytes
 from circadia.optim import CMS, OPTIMIZERS, Combined, build
 from circadia.train import corpus as corpora
 from circadia.train import data as rows
-from circadia.train.config import DataPart, ModelPart, OptimPart, nearest
+from circadia.train.config import DataPart, ModelPart, OptimPart, TrainConfig, nearest
 from circadia.train.sources import HeldOut, Source
 from circadia.train.tokens import Tokenizer
 
@@ -120,6 +121,21 @@ def takes_reset(net: nn.Module) -> bool:
     return isinstance(net, HopeForCausalLM) or "reset" in inspect.signature(net.forward).parameters
 
 
+ROOM = 4 * 2**30  # bytes for activations on the CPU; on a GPU half of its memory
+MORE = 1.25  # a backward pass needs room beside what was kept for it
+
+
+def micro(net: Any, now: TrainConfig, own: int, device: torch.device) -> int:
+    """Rows of one forward pass of the ``own`` of a process: as told, or the largest even share that fits."""
+    if now.train.micro is not None or not isinstance(net.config, HopeConfig):
+        return min(now.train.micro or own, own)
+    room = ROOM
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory // 2
+    row = MORE * activation_bytes(net.config, now.data.length, now.train.checkpointing)
+    return max((n for n in range(1, own + 1) if own % n == 0 and n * row <= room), default=1)
+
+
 def optimizer(net: nn.Module, part: OptimPart) -> Optimizer:
     """By name, with the settings of the run; under CMS if the run names periods."""
     try:
@@ -163,16 +179,21 @@ def _by_period(made: Optimizer, net: nn.Module, periods: dict[str, int]) -> Opti
     return made
 
 
+def source(part: DataPart) -> Source:
+    """Where the text comes from."""
+    paths = (part.path,) if isinstance(part.path, str) else tuple(part.path)
+    if not paths:
+        raise ValueError("data.path=[] is empty: name a file, a folder or a dataset")
+    return Source(paths, part.text, part.split)
+
+
 class Data:
     """The text of a run: batches to train on, and held-out ones."""
 
     def __init__(self, part: DataPart, seed: int, eval_tokens: int) -> None:
         self.part, self.seed, self.eval_tokens = part, seed, eval_tokens
         self.tokenizer = Tokenizer(part.tokenizer)
-        paths = (part.path,) if isinstance(part.path, str) else tuple(part.path)
-        if not paths:
-            raise ValueError("data.path=[] is empty: name a file, a folder or a dataset")
-        self.source = Source(paths, part.text, part.split)
+        self.source = source(part)
         if part.streaming:
             self.train = None
             documents = corpora.encoded(self.source, self.tokenizer, HeldOut(part.heldout), part.workers)

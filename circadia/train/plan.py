@@ -1,4 +1,4 @@
-"""What a run would cost, before it starts: levels, parameters, operations, memory, and real steps by the clock."""
+"""What a run would cost, before it starts: levels, parameters, operations, memory, a part of a step by the clock."""
 
 import resource
 import sys
@@ -14,13 +14,13 @@ from rich.text import Text
 from circadia.levels import levels
 from circadia.levels.level import bytes_text, count_text
 from circadia.models import HopeConfig
-from circadia.models.measure import cost
+from circadia.models.measure import activation_bytes, cost
 from circadia.train import checkpoint, distributed
 from circadia.train.config import TrainConfig
+from circadia.train.data import Batch
 from circadia.train.loop import Place, Run
 
-STEPS = 3  # by the clock, after one to warm up
-PATIENCE = 20.0  # seconds after which one has to do
+PATIENCE = 8.0  # seconds that a part of a step may take to be timed whole
 
 
 def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
         total = 0.0
         for index, name in enumerate(config.names):
             run.open(index)
-            console.print(Text(f"{name}: timing a few steps", "dim"))
+            console.print(Text(f"{name}: timing a part of a step", "dim"))
             seconds = _seconds(run)
             now = run.now
             total += seconds * now.steps
@@ -54,17 +54,27 @@ def plan(config: TrainConfig, console: Console) -> dict[str, Any]:
 
 
 def _seconds(run: Run) -> float:
-    """Of a real step: the median of a few. The place is put back, so that the next stage starts where it would."""
+    """Of a real step, from the time of one of its parts: a whole one may take minutes on a laptop.
+
+    One row warms up. Then all rows of a part are timed, if that does not take long, else one row again.
+    """
     before, run.place = run.place, replace(run.place)
-    found: list[float] = []
-    for _ in range(1 + min(STEPS, run.now.steps)):
-        begin = time.perf_counter()
-        run.step()
-        found.append(time.perf_counter() - begin)
-        if len(found) > 1 and sum(found) > PATIENCE:
-            break
-    run.place = Place(stage=before.stage)
-    return sorted(found[1:])[len(found[1:]) // 2]
+    run.learns = False
+    batch, rows, parts = next(run.batches), run.micro, run.parts
+    warm = _part(run, batch.part(0, 1))
+    timed = 1 if warm * rows > PATIENCE else rows
+    seconds = _part(run, batch.part(0, timed)) * rows / timed
+    run.micro, run.parts = rows, parts
+    run.place = Place(stage=before.stage)  # so that the next stage starts where it would
+    return seconds * parts
+
+
+def _part(run: Run, batch: Batch) -> float:
+    """A whole step on these rows alone."""
+    run.batch, run.micro, run.parts, run.caches = batch, len(batch), 1, {}
+    begin = time.perf_counter()
+    run.step()
+    return time.perf_counter() - begin
 
 
 def _numbers(run: Run, seconds: float) -> dict[str, str]:
@@ -86,8 +96,18 @@ def _numbers(run: Run, seconds: float) -> dict[str, str]:
         "tokens": f"{tokens:,} in {now.steps:,} steps of {now.train.batch} x {now.data.length}",
         "memory": f"weights {bytes_text(weights)}, gradients {bytes_text(weights)}, optimizer "
         f"{bytes_text(sum(x.numel() * x.element_size() for x in held))}; peak of the process {bytes_text(_peak(run))}",
+        "a step": f"{run.parts} parts of {run.micro} rows" + _held(run),
         "speed": f"{now.train.batch * now.data.length / seconds:,.0f} tokens/s, {_duration(seconds * now.steps)}",
     }
+
+
+def _held(run: Run) -> str:
+    """What a part keeps for its backward pass."""
+    config, now = run.net.config, run.now
+    if not isinstance(config, HopeConfig):
+        return ""
+    row = activation_bytes(config, now.data.length, now.train.checkpointing)
+    return f", activations {bytes_text(row * run.micro)} (counted)"
 
 
 def _peak(run: Run) -> int:

@@ -11,7 +11,7 @@ from circadia.train.log import read
 
 
 def write(run: Path, config: TrainConfig, facts: dict[str, Any]) -> Path:
-    """report.md, with loss.png where matplotlib is installed."""
+    """report.md, with loss.png and levels.png where matplotlib is installed."""
     lines = read(run)
     steps = [line for line in lines if line["kind"] == "step"]
     evals = [line for line in lines if line["kind"] == "eval"]
@@ -49,10 +49,59 @@ def write(run: Path, config: TrainConfig, facts: dict[str, Any]) -> Path:
         shown = [*evals[::every], *([evals[-1]] if (len(evals) - 1) % every else [])]
         text += [f"| {e['step']} | {e['loss']:.4f} | {e['bits_per_byte']:.4f} | {e['perplexity']:.3f} |" for e in shown]
         text += [""]
+    text += _levels(run, steps, [line for line in lines if line["kind"] == "levels"])
     text += ["Again, into another folder:", "", "```", again(run), "```", ""]
     path = run / "report.md"
     path.write_text("\n".join(text), encoding="utf-8")
     return path
+
+
+def _levels(run: Path, steps: list[dict[str, Any]], looks: list[dict[str, Any]]) -> list[str]:
+    """What each level that learns in context did: over the run in a picture, its beginning and end in a table."""
+    if not looks:
+        return []
+    names = list(dict.fromkeys(name.rpartition("/")[0] for line in looks for name in line if "/" in name))
+    text = [f"What each level did in one row: the norm of its inner update, and its surprise ({len(looks)} looks):", ""]
+    if _levels_picture(run / "levels.png", steps, looks, names):
+        text += ["![Inner update and surprise of every level](levels.png)", ""]
+    text += ["| level | update, first | last | surprise, first | last |", "|---|---|---|---|---|"]
+    for name in names:
+        cells = []
+        for what in ("update", "surprise"):
+            known = [line[f"{name}/{what}"] for line in looks if line.get(f"{name}/{what}") is not None]
+            cells += [f"{known[0]:.4g}", f"{known[-1]:.4g}"] if known else ["-", "-"]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    return [*text, ""]
+
+
+def _levels_picture(path: Path, steps: list[dict], looks: list[dict], names: list[str]) -> bool:
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    at = _tokens(steps)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2), ("update", "surprise")):
+        for name in names:
+            known = [(at[line["step"]], line[f"{name}/{what}"]) for line in looks if line.get(f"{name}/{what}")]
+            if known:
+                axes.plot(*zip(*known), lw=1.2, label=name)
+        axes.set(xlabel="tokens", ylabel={"update": "norm of the inner update"}.get(what, what))
+        axes.spines[["top", "right"]].set_visible(False)
+        if what == "update" and axes.lines:
+            axes.set_yscale("log")  # a memory's matrices move by orders of magnitude more than an MLP's
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _tokens(steps: list[dict[str, Any]]) -> dict[int, int]:
+    """Tokens read after each step."""
+    total, at = 0, {0: 0}
+    for line in steps:
+        total += line["tokens"]
+        at[line["step"]] = total
+    return at
 
 
 def again(run: Path) -> str:
@@ -67,10 +116,7 @@ def _picture(path: Path, steps: list[dict[str, Any]], evals: list[dict[str, Any]
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    total, at = 0, {0: 0}
-    for line in steps:
-        total += line["tokens"]
-        at[line["step"]] = total
+    at = _tokens(steps)
     good = [line for line in steps if not line["skipped"]]
     axes.plot([at[s["step"]] for s in good], [s["loss"] for s in good], lw=0.8, color="#9aa7b8", label="training")
     if evals:

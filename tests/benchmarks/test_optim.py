@@ -47,6 +47,52 @@ def test_a_run_is_made_once(tmp_path, small, monkeypatch: pytest.MonkeyPatch, ca
     assert "test accuracy" in (tmp_path / "optim.md").read_text()
 
 
+@pytest.fixture
+def told(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """What is said about runs with these validation losses, by (rate, decay), and so many reported ones."""
+    monkeypatch.setattr(optim, "RATES", (0.01, 0.03, 0.1, 0.3))
+    monkeypatch.setattr(optim, "DECAYS", (0.0, 0.1))
+
+    def tell(grid: dict[tuple[float, float], float | None], seeds: int = 0, best=(0.0, 0.0), *more: str) -> str:
+        fixed = {"format": 1, "task": "digits", "model": "vit", "optimizer": "Muon", "marks": [], "seconds": 1.0}
+        made = [(*cell, optim.TUNING_SEED, loss) for cell, loss in grid.items()]
+        made += [(*best, seed, 1.5) for seed in range(seeds)]
+        with (tmp_path / "runs.jsonl").open("w") as file:
+            for lr, decay, seed, loss in made:
+                setting = {"lr": lr, "weight_decay": decay, "seed": seed, "steps": 4, "curve": [1.0]}
+                found = dict.fromkeys(("train", "valid", "test", "accuracy"), loss) if loss else None
+                file.write(json.dumps({**fixed, **setting, "measured": found}) + "\n")
+        command = ["--optimizers", "Muon", "--steps", "4", "--seeds", "2", "--budget-minutes", "0.0000001", *more]
+        assert optim.main([*command, "--out", str(tmp_path)]) == 0
+        return capsys.readouterr().out
+
+    return tell
+
+
+def test_what_is_missing_and_what_is_at_the_edge_is_said(told) -> None:
+    rates = {(0.01, 0.0): 3.0, (0.03, 0.0): 2.0, (0.1, 0.0): 2.5, (0.3, 0.0): None}
+    first = told({cell: loss for cell, loss in rates.items() if cell[0] > 0.01})
+    assert "| Muon | missing: 1 or more runs of its grid |" in first and "**Not complete.**" in first
+    assert "missing: 3 or more runs" in told(rates), "the other decay at 0.01, 0.03 and 0.1"
+    tuned = {**rates, (0.01, 0.1): 3.0, (0.03, 0.1): 1.9, (0.1, 0.1): 2.5}
+    assert "| Muon | missing: 2 of 2 seeds |" in told(tuned)
+    some = told(tuned, 1, (0.03, 0.1))
+    assert "| 1 (not all) |" in some and "Missing: Muon (1 of 2 seeds)" in some
+    whole = told(tuned, 2, (0.03, 0.1))
+    assert "| 1.500 ± 0.000 |" in whole and "| 0.03 | 0.1 | 2 |" in whole
+    assert not any(word in whole for word in ("complete", "issing", "edge"))
+    edge = {**rates, (0.3, 0.0): 1.0, (0.1, 0.1): 2.5, (0.3, 0.1): 2.5}
+    assert "0.3 (edge of the grid)" in told(edge, 2, (0.3, 0.0))
+    assert "so a better one may lie beyond: Muon." in told(edge, 2, (0.3, 0.0))
+    assert "no run converged" in told(dict.fromkeys(rates)), "a grid of which every run diverged is complete"
+
+
+def test_the_full_grid_wants_every_decay(told) -> None:
+    tuned = {(lr, decay): 1 + abs(lr - 0.03) for lr in (0.01, 0.03, 0.1) for decay in (0.0, 0.1)} | {(0.3, 0.0): 2.0}
+    assert "| 0.03 | 0 | 2 |" in told(tuned, 2, (0.03, 0.0))
+    assert "missing: 1 or more runs of its grid" in told(tuned, 2, (0.03, 0.0), "--full")
+
+
 def test_a_seed_makes_the_run(small) -> None:
     task = optim_tasks.Digits(None)
     first, again, other = (optim.train(task, "Muon", 0.01, 0.0, seed, 3)["measured"] for seed in (0, 0, 1))

@@ -37,6 +37,7 @@ VARIANTS: dict[str, Rule] = {
         replace(RULES["dgd_mlp"], name="dgd_mlp/bound", bound=0.5, output_scale=0.3),
         replace(_self, name="self_modifying/adaptive_q", adaptive_q=True),
         replace(_self, name="self_modifying/momentum", inertia=True, clip=0.3),
+        replace(_self, name="self_modifying/plain descent", erase=False, objective="l2", inertia=True),
         replace(_self, name="self_modifying/static", static=("k", "eta")),
         replace(_self, name="self_modifying/all static", static=("k", "v", "eta", "alpha")),
         replace(_self, name="self_modifying/two chunks", projection_chunk=64),

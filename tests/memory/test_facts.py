@@ -142,6 +142,27 @@ def test_static_memories_keep_their_start() -> None:
         assert torch.equal(state[name], w) == (name.split(".")[0] in ("k", "eta")), name
 
 
+def test_without_decay_everything_is_kept() -> None:
+    """Outputs, states and gradients are those of a retention of 1, in both forms."""
+    rule, x = get("self_modifying"), Inputs(get("self_modifying"), 40).require_grad()
+    gates = {**x.gates, "alpha": torch.full_like(x.gates["alpha"], 60.0)}
+    keeps = replace(rule, decays=False)
+    assert "alpha" not in keeps.takes
+    rest = {name: gate for name, gate in x.gates.items() if name != "alpha"}
+    wanted = rule(x.q, x.k, x.v, gates, x.state, chunk=8)
+    plain = rule(x.q, x.k, x.v, x.gates, x.state, chunk=8)
+    assert gap(wanted[0], plain[0]) > 1e-6
+    for form in (keeps, keeps.reference):
+        y, state = form(x.q, x.k, x.v, rest, x.state, chunk=8)
+        assert gap(y, wanted[0]) < 1e-10
+        for name, w in wanted[1].items():
+            if name.split(".")[0] != "alpha":
+                assert gap(state[name], w) < 1e-10, name
+        for leaf in (x.k, x.v, x.state["memory.w0"], x.state["eta.skip"]):
+            a, b = (torch.autograd.grad(z.square().sum(), leaf, retain_graph=True)[0] for z in (y, wanted[0]))
+            assert gap(a, b) < 1e-9
+
+
 def dot(y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return -(y * v).sum()
 

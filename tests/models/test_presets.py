@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import circadia
 from circadia.cli import app
 from circadia.models import HopeConfig, HopeForCausalLM, preset
-from circadia.models.measure import cost
+from circadia.models.measure import activation_bytes, cost
 from circadia.models.presets import ARCHITECTURES, SIZES, count
 
 
@@ -21,6 +21,7 @@ def test_equal_parameters(size: str) -> None:
 
 def test_sizes_are_what_their_names_say() -> None:
     named = {"tiny": 1e6, "small": 10e6, "30m": 30e6, "100m": 100e6, "340m": 340e6, "760m": 760e6, "1.3b": 1.3e9}
+    named["8b"] = 8e9
     for size, wanted in named.items():
         assert 0.85 * wanted < count(preset("transformer++", size)) < 1.15 * wanted, size
     assert set(named) == set(SIZES)
@@ -95,3 +96,23 @@ def test_the_command_lists_them() -> None:
     assert result.exit_code == 0
     assert set(json.loads(result.stdout)["models"]) == set(ARCHITECTURES)
     assert CliRunner().invoke(app, ["models", "--size", "huge"]).exit_code == 2
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gated_deltanet", "self_modifying"])
+def test_activations_are_those_that_autograd_holds(mixer: str) -> None:
+    """Counted without allocating, against a real forward pass of the whole model."""
+    config = HopeConfig(hidden_size=32, num_hidden_layers=2, mixers=[mixer], chunk=16, periods=[16, 32])
+    net, held = HopeForCausalLM(config), {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if not any(x.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for p in net.parameters()):
+            held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        logits = net(torch.zeros(1, 128, dtype=torch.long), use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0], torch.zeros(128, dtype=torch.long))
+    real = sum(x.untyped_storage().nbytes() for x in held.values())
+    counted = activation_bytes(config, 128)
+    assert 0.8 * real < counted < 1.5 * real
+    assert activation_bytes(config, 128, recompute=True) < counted

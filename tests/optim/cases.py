@@ -47,7 +47,7 @@ CASES: dict[str, Case] = {
     "muon/match_rms": Case(on(Muon, scale="match_rms_adamw", nesterov=False, **plain), 0.1, 0.1),
     "adamuon": Case(on(AdaMuon, **plain), 0.3, 0.1),
     "adamuon/no sign": Case(on(AdaMuon, sign=False, **plain), 0.3, 0.1),
-    "m3": Case(on(M3, periods=(1, 4)), 0.3, 0.1),
+    "m3": Case(on(M3, periods=(1, 4)), 0.5, 0.1),
     "m3/three levels": Case(on(M3, periods=(1, 3, 7), betas=(0.9, 0.5, 0.5), weights=(1.0, 0.5, 0.2)), 0.3, 0.3),
     "m3/no V, cubic": Case(
         on(M3, periods=(1, 4), beta_v=None, ns_coefficients=(1.5, -0.5, 0.0), scale="original"), 0.1, 0.05
@@ -64,7 +64,7 @@ CASES: dict[str, Case] = {
     "dmgd": Case(on(DMGD), 0.3, 2e-3, (1e-3, 0.2)),
     "dmgd/dot, linear": Case(on(DMGD, objective="dot", depth=1, momentum=0.9), 0.3, 2e-3, (1e-3, 0.2)),
     "cms": Case(cms, 0.1, 0.05),
-    "build/m3": Case(lambda model, **kw: build(model, "m3", periods=(1, 4), **kw), 0.3, 0.1),
+    "build/m3": Case(lambda model, **kw: build(model, "m3", periods=(1, 4), **kw), 0.5, 0.1),
 }
 
 

@@ -18,7 +18,19 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from circadia.optim import DGD, DMGD, M3, AdaMuon, DeltaMomentum, Muon, PreconditionedMomentum, build, muon, sharded
+from circadia.optim import (
+    CMS,
+    DGD,
+    DMGD,
+    M3,
+    AdaMuon,
+    DeltaMomentum,
+    Muon,
+    PreconditionedMomentum,
+    build,
+    muon,
+    sharded,
+)
 from circadia.optim.orthogonalize import orthogonalize
 
 STEPS, STOP = 7, 4  # trained, and saved in the middle of a period
@@ -31,8 +43,19 @@ MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "delta_momentum": lambda model: DeltaMomentum(model.parameters(), lr=0.05),
     "preconditioned_momentum": lambda model: PreconditionedMomentum(model.parameters(), lr=0.01),
     "dmgd": lambda model: DMGD(model.parameters(), lr=0.05, hidden=5),
+    "cms/adamw": lambda model: cms(model, torch.optim.AdamW, lr=0.01),
+    "cms/m3": lambda model: cms(model, M3, lr=0.05, beta_v=None, periods=(1, 2)),
     "build/m3": lambda model: build(getattr(model, "module", model), "m3", lr=0.05, periods=(1, 3)),
 }
+
+
+def cms(model: nn.Module, make: Callable[..., torch.optim.Optimizer], **settings: Any) -> CMS:
+    """Saved after four steps: one group's second period is open, and another one's first, so that it has no state."""
+    params = list(model.parameters())
+    groups = [(params[:1], 1), (params[1:4], 3), (params[4:], 5)]
+    return CMS(make([{"params": held, "period": period} for held, period in groups], **settings))
+
+
 SIDEWAYS = "mid.weight"  # cut by columns
 
 
@@ -118,6 +141,18 @@ def trained(rank: int, world: int, folder: Path) -> dict[str, Any]:
         train(copies, make(copies), 0, STEPS, rank, world)
         found[name]["ddp"] = wholes(copies)
         done.clear()
+    return found
+
+
+def resumed(rank: int, world: int, folder: Path, names: list[str]) -> dict[str, list[Tensor]]:
+    """What another number of processes has saved, taken up and trained to the end."""
+    found = {}
+    for name in names:
+        model = fsdp(world)
+        optimizer = MAKERS[name](model)
+        load(folder / name.replace("/", "-"), model, optimizer)
+        train(model, optimizer, STOP, STEPS, rank, world)
+        found[name] = wholes(model)
     return found
 
 

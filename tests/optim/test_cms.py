@@ -8,7 +8,7 @@ from torch import nn
 
 import circadia
 from circadia.optim import CMS, DGD, M3, periods
-from tests.optim.cases import Net, same, states, train, values
+from tests.optim.cases import Net, same, train, values
 
 MAKERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -123,7 +123,33 @@ def test_open_periods_of_bf16_are_kept_in_float32() -> None:
             optimizer = CMS(torch.optim.SGD([{"params": [p], "period": 400}], lr=1.0), reduction="sum")
             optimizer.load_state_dict(state)
         optimizer.step()
-    assert p.item() == -400 and not any(x.ndim for x in states(optimizer))
+    assert p.item() == -400 and "cms_sum" not in optimizer.state[p], "what is not open is not kept"
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_saved_before_the_first_update(name: str) -> None:
+    """What stands for a state that is not there yet is not taken for one; and to save changes nothing."""
+
+    def made(net: Net) -> CMS:
+        return CMS(MAKERS[name]([{"params": [net.a.weight], "period": 1}, {"params": [net.d.weight], "period": 3}]))
+
+    whole, net, other = Net(), Net(), Net()
+    train(whole, made(whole), 0, 9)
+    optimizer, resumed = made(net), made(other)
+    train(net, optimizer, 0, 2)
+    grads, before = [p.grad.clone() for p in net.parameters()], values(net)
+    saved = optimizer.state_dict()
+    assert same(before, values(net)) and same(grads, [p.grad for p in net.parameters()])
+    assert net.d.weight not in optimizer.inner.state and optimizer.param_groups[0]["lr"] > 0
+    other.load_state_dict(net.state_dict())
+    resumed.load_state_dict(saved)
+    assert net.d.weight not in optimizer.inner.state and not resumed.inner.state.get(other.d.weight)
+    train(other, resumed, 2, 9)
+    train(net, optimizer, 2, 9)
+    assert same(values(other), values(whole)) and same(values(net), values(whole))
+    assert [set(state) for state in saved["state"].values()] == [
+        set(state) | ({"cms_sum"} if i else set()) for i, state in enumerate(optimizer.state_dict()["state"].values())
+    ], "the same entries at any time"
 
 
 def test_a_refused_gradient_leaves_all_as_it_was() -> None:
@@ -132,7 +158,8 @@ def test_a_refused_gradient_leaves_all_as_it_was() -> None:
     (table(torch.tensor([1])).sum() + p.sum()).backward()
     with pytest.raises(ValueError, match="sparse=False"):
         optimizer.step()
-    assert p.grad is not None and not optimizer.state and optimizer.param_groups[0]["waited"] == 0
+    assert p.grad is not None and optimizer.param_groups[0]["waited"] == 0
+    assert not any("cms_sum" in state for state in optimizer.state.values())
 
 
 def test_wrong_arguments() -> None:
@@ -147,7 +174,7 @@ def test_wrong_arguments() -> None:
         (lambda: periods(net, {"a.*": 1}), r"no pattern of \['a.\*'\] fits the parameter 'b.weight'"),
         (lambda: periods(net, {"*": 1, "a.*": 2}), r"patterns \['a.\*'\] fit no trainable parameter"),
         (lambda: periods(net, {"*": 1.5}), r"periods\['\*'\]=1.5 is not a whole number"),
-        (lambda: CMS(inner).load_state_dict(inner.state_dict()), "state_dict has no 'inner'"),
+        (lambda: CMS(inner).load_state_dict(inner.state_dict()), "state_dict has no 'cms_known'"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()

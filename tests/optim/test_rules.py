@@ -72,10 +72,13 @@ def test_orthogonal_up_to_the_band_of_the_quintic() -> None:
     assert torch.equal(newton_schulz(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
-def test_batches_and_tall_matrices() -> None:
+@pytest.mark.parametrize("batch_bytes", [2**15, 0], ids=["batches", "one by one"])
+def test_batches_and_tall_matrices(batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circadia.optim.orthogonalize.CPU_BATCH_BYTES", batch_bytes)
     shapes = [(3, 5), (5, 3), (2, 3, 5), (4, 4), (3, 5), (2, 2, 7, 3), (3, 1)]
     matrices = [torch.randn(*shape, dtype=D) for shape in shapes]
     for x, got in zip(matrices, orthogonalize(matrices)):
+        assert got.is_contiguous(), "a weight that it is added to is"
         flat = x.reshape(-1, *x.shape[-2:])
         alone = torch.stack([newton_schulz(one) for one in flat]).reshape(x.shape)
         assert (got - alone).abs().max() < 1e-12
@@ -222,12 +225,28 @@ def test_m3_rests_its_slow_level(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in (newton_schulz, gram_newton_schulz):
         monkeypatch.setattr(
             f"circadia.optim.orthogonalize.{form.__name__}",
-            lambda x, *a, form=form, **k: calls.append(len(x)) or form(x, *a, **k),
+            lambda x, *a, form=form, **k: calls.append(len(x) if x.ndim == 3 else 1) or form(x, *a, **k),
         )
     net = Net()
     train(net, M3(net.parameters(), lr=0.01, periods=(1, 4)), 0, 8)
     # Two batches a step: three matrices of one shape (one lies), and one of another.
     assert calls == [3, 1, 3, 1, 3, 1, 3, 1, 3, 1] * 2
+
+
+@pytest.mark.parametrize("make", [Muon, AdaMuon, lambda p: M3(p, periods=(1, 2))], ids=["muon", "adamuon", "m3"])
+def test_pieces_are_the_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a few matrices at a time, in order and none twice; what comes out does not depend on it."""
+    one, two = Net(D), Net(D)
+    train(one, make(one.parameters()), 0, 5)
+    monkeypatch.setattr("circadia.optim.muon.CPU_PIECE", 30)
+    optimizer = make(two.parameters())
+    assert optimizer.pieces(list(two.parameters())) == [slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4)]
+    assert optimizer.pieces([*two.parameters()][2:]) == [slice(0, 1), slice(1, 2)]
+    monkeypatch.setattr("circadia.optim.muon.CPU_PIECE", 48)
+    assert optimizer.pieces(list(two.parameters())) == [slice(0, 2), slice(2, 4)]
+    train(two, optimizer, 0, 5)
+    for a, b in zip(one.parameters(), two.parameters()):
+        assert (a - b).abs().max() < 1e-12
 
 
 def test_step_of_a_set_length() -> None:

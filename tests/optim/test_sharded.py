@@ -51,6 +51,13 @@ def test_one_takes_up_what_two_have_saved(two, name: str) -> None:
     assert gap(processes.wholes(model), alone(name)) < 2e-5
 
 
+def test_four_take_up_what_two_have_saved(two, tmp_path: Path) -> None:
+    names = ["m3", "cms/adamw", "cms/m3"]
+    for found in processes.together(tmp_path, processes.resumed, two[0], names, world=4, seconds=240):
+        for name in names:
+            assert gap(found[name], alone(name)) < 2e-5
+
+
 @every
 def test_states_are_shared_out(two, name: str) -> None:
     """Together the two hold what one holds; only DMGD's memory, which belongs to no row, and step counts are double."""
@@ -58,7 +65,7 @@ def test_states_are_shared_out(two, name: str) -> None:
     optimizer = MAKERS[name](model)
     train(model, optimizer, 0, STEPS)
     sizes = [
-        x.numel() * (2 if key == "step" or key.startswith("layer") else 1)
+        x.numel() * (2 if key in ("step", "cms_weight") or key.startswith("layer") else 1)
         for state in optimizer.state.values()
         for key, x in state.items()
     ]

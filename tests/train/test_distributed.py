@@ -76,6 +76,16 @@ def test_two_processes_compute_what_one_does(config, one, override):
     alike(made, one)
 
 
+@pytest.mark.parametrize("name", ["muon", "m3", "dmgd"])
+def test_other_optimizers_step_as_in_one_process(config, tmp_path, name):
+    """Those that look at whole matrices too: their weights are sharded, what they compute is not."""
+    given = (f"optim.name={name}", "optim.lr=1e-3", "train.tokens=384", "train.eval_every=100", "train.save_every=100")
+    split, whole = config(*given), config(*given, f"out={tmp_path / 'one'}")
+    assert spread(2, split) == [0, 0]
+    train(whole)
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-5) and losses(split)[0] != losses(split)[2]
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_saved_on_two_it_goes_on_with_one_and_four(config, one, size):
     made = config()

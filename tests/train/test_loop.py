@@ -78,6 +78,35 @@ def test_the_report_says_what_was_done(learned):
     assert load(result.folder / "config.yaml") == config
 
 
+def test_every_level_has_its_curves(config, tmp_path):
+    """In the log at the steps asked for, as the model of that step has them; on the bar and in the report too."""
+    import io
+
+    shown = io.StringIO()
+    model = {"preset": "hope/tiny", "config": {**MODEL, "periods": [8, 16]}}
+    made = config("train.levels_every=4", "train.track=tensorboard", model=model)
+    result = train(made, console=Console(file=shown, width=200))
+    looks = [line for line in read(result.folder) if line["kind"] == "levels"]
+    assert [line["step"] for line in looks] == [4, 8]
+    final = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+    batches = loop_file.make.Data(made.data, made.seed, 0).batches(4, (0, 1), None)
+    row = [next(batches) for _ in range(8)][-1].part(0, 1)
+    found = loop_file.watch.flat(loop_file.watch.watch(final, row.tokens, row.reset))
+    assert {name: x for name, x in looks[-1].items() if "/" in name} == pytest.approx(found, rel=1e-5)
+    assert set(found) == {f"{n}/{w}" for n in ("self_modifying", "cms-8", "cms-16") for w in ("update", "surprise")}
+    report = (result.folder / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| cms-8 |"))
+    for look, places in ((looks[0], (2, 4)), (looks[1], (3, 5))):
+        for place, what in zip(places, ("update", "surprise")):
+            assert row.split(" | ")[place - 1].strip(" |") == f"{look[f'cms-8/{what}']:.4g}"
+    assert (result.folder / "levels.png").read_bytes().startswith(b"\x89PNG")
+    assert f"cms-8 Δ{looks[0]['cms-8/update']:.3g} ?{looks[0]['cms-8/surprise']:.3g}" in shown.getvalue()
+    # It only looks: without it the run is the same.
+    assert curve(read(again(config, tmp_path, "blind", "train.levels_every=0", model=model).folder)) == curve(
+        read(result.folder)
+    )
+
+
 def test_the_best_model_is_kept_for_from_pretrained(learned):
     _, result = learned
     best = AutoModelForCausalLM.from_pretrained(result.folder / "checkpoints" / f"best-{result.place.best_step:08d}")
@@ -381,6 +410,44 @@ def test_a_dry_run_shows_the_cost_and_writes_nothing(config, capsys):
     assert numbers["seconds"] > 0 and not loop_file.Path(made.out).exists()
 
 
+def test_a_part_of_a_step_fits(config, tmp_path, monkeypatch):
+    """Rows are divided evenly, by what they hold; told how many, it does as told."""
+    row = loop_file.make.activation_bytes(loop_file.make.configured(config().model), 32)
+    for room, micro in ((100.0, 4), (3.9, 2), (1.5, 1), (0.1, 1)):
+        monkeypatch.setattr(loop_file.make, "ROOM", room * row * loop_file.make.MORE)
+        run = loop_file.Run(config(), None, loop_file.World(0, 1, torch.device("cpu")), None)
+        run.open(0)
+        assert (run.micro, run.parts) == (micro, 4 // micro)
+    run = loop_file.Run(config("train.micro=2"), None, loop_file.World(0, 1, torch.device("cpu")), None)
+    run.open(0)
+    assert run.micro == 2
+
+
+def test_the_time_of_a_step_is_that_of_its_parts(config, monkeypatch):
+    """Eight rows in parts of four: one warms up, four are timed; or one again, where four would take long."""
+    plain, sizes = loop_file.Run.step, []
+    monkeypatch.setattr(loop_file.Run, "step", lambda self: sizes.append(len(self.batch)) or plain(self))
+    monkeypatch.setattr("circadia.train.plan._part", _clocked())
+    made = config("train.batch=8", "train.micro=4")
+    quick = plan(made, Console(quiet=True))
+    assert quick["seconds"] == 4 * 2 * (0.25 * 4) and sizes == [1, 4]
+    sizes.clear()
+    monkeypatch.setattr("circadia.train.plan.PATIENCE", 0.5)
+    slow = plan(made, Console(quiet=True))
+    assert slow["seconds"] == quick["seconds"] and sizes == [1, 1]
+
+
+def _clocked():
+    """A part of a step that takes a quarter of a second for each row, by this clock."""
+    from circadia.train.plan import _part
+
+    def part(run, batch):
+        _part(run, batch)
+        return 0.25 * len(batch)
+
+    return part
+
+
 def test_the_bar_is_for_terminals_and_lines_for_files(config, tmp_path):
     import io
 
@@ -394,7 +461,8 @@ def test_the_bar_is_for_terminals_and_lines_for_files(config, tmp_path):
 def test_configs_in_the_repository_are_right():
     folder = loop_file.Path(__file__).parents[2] / "configs"
     files = sorted(folder.glob("*.yaml"))
-    assert [file.name for file in files] == ["novels-tiny.yaml", "smoke.yaml"]
+    names = ["cms-stream", "hope-1.3b", "novels-tiny", "smoke", "stages-tiny"]
+    assert [file.stem for file in files] == names
     for file in files:
         config = load(file)
         for i in range(len(config.names)):

@@ -12,6 +12,7 @@ from circadia.memory import Rule, expand
 from circadia.memory.closed import unit
 from circadia.models.cache import State
 from circadia.models.context import Context
+from circadia.models.fields import changed_rule
 from circadia.models.mixers.conv import ShortConv
 
 MEMORY = "memory."
@@ -47,7 +48,8 @@ class MemoryMixer(nn.Module):
 
     def __init__(self, config, writing: Writing, project: bool = True) -> None:
         super().__init__()
-        self.writing, self.rule, self.chunk = writing, writing.rule, config.chunk
+        self.writing, self.chunk = writing, config.chunk
+        self.rule = changed_rule(writing.rule, config.rules.get(writing.rule.name, {}))
         self.heads, self.width = config.num_attention_heads, config.head_dim
         inner = self.heads * self.width
         self.self_modifying = "x" in self.rule.needs

@@ -23,6 +23,7 @@ class MixerRow:
     name: str
     summary: str
     build: Callable[[Config], nn.Module]
+    rule: str | None = None  # by which its memory is written
     rotary: bool = False  # turns its heads by pairs of channels
     repeats: Callable[[Config], int] = lambda config: 1  # tokens after which the work of its memory repeats
     keeps_tokens: bool = False  # what it holds grows with the tokens, for ever or up to a window
@@ -30,7 +31,13 @@ class MixerRow:
 
 def _memory(name: str, summary: str, **settings) -> MixerRow:
     writing = settings.pop("writing", None) or Writing(rule=RULES[name], **settings)
-    return MixerRow(name=name, summary=summary, build=lambda c: MemoryMixer(c, writing), repeats=lambda c: c.chunk)
+    return MixerRow(
+        name=name,
+        summary=summary,
+        build=lambda c: MemoryMixer(c, writing),
+        rule=writing.rule.name,
+        repeats=lambda c: c.chunk,
+    )
 
 
 # Counted up one by one, 4 heads would all have forgotten a token after 1,000 others: they span what RetNet's 8 do.
@@ -66,6 +73,7 @@ MIXERS: dict[str, MixerRow] = {
             name="titans_mac",
             summary="Titans, memory as context: segments attend to what the memory recalls for them",
             build=lambda c: MemoryAsContext(c, TITANS),
+            rule="titans",
             rotary=True,
             repeats=lambda c: c.segment,
         ),
@@ -73,6 +81,7 @@ MIXERS: dict[str, MixerRow] = {
             name="titans_mag",
             summary="Titans, memory as gate: the memory gates sliding-window attention beside it",
             build=lambda c: MemoryAsGate(c, TITANS),
+            rule="titans",
             rotary=True,
             repeats=lambda c: c.chunk,
             keeps_tokens=True,
@@ -81,6 +90,7 @@ MIXERS: dict[str, MixerRow] = {
             name="titans_mal",
             summary="Titans, memory as layer: sliding-window attention over what the memory gives",
             build=lambda c: MemoryAsLayer(c, TITANS),
+            rule="titans",
             rotary=True,
             repeats=lambda c: c.chunk,
             keeps_tokens=True,

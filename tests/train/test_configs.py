@@ -1,0 +1,56 @@
+"""What the configurations in the repository say about stages and levels, at a small size."""
+
+import pytest
+import torch
+
+from circadia.train import load, train
+from circadia.train import loop as loop_file
+from circadia.train.log import read
+from tests.train.conftest import MODEL
+
+
+def losses(result):
+    return [line["loss"] for line in read(result.folder) if line["kind"] == "step"]
+
+
+def small(config, name, **train):
+    """A configuration of the repository on the small text, with a small model."""
+    file = loop_file.Path(__file__).parents[2] / "configs" / name
+    made = config()
+    changes = [f"model.config.{key}={value}" for key, value in {**MODEL, "periods": [8, 16, 32]}.items()]
+    changes += [f"data.path={made.data.path}", "data.heldout=['1.txt']", "data.length=32", f"out={made.out}"]
+    return load(file, [*changes, "train.device=cpu", *(f"train.{key}={value}" for key, value in train.items())])
+
+
+def test_pretrain_with_inner_updates_off_then_adapt_with_them_on(config, tmp_path):
+    """The stages of configs/stages-tiny.yaml; the second one goes on with the weights of the first."""
+    made = small(config, "stages-tiny.yaml", batch=4, levels_every=1)
+    stages = [one.model_copy(update={"train": {"tokens": 512}}) for one in made.stages]
+    result = train(made.model_copy(update={"stages": stages}))
+    looks = [line for line in read(result.folder) if line["kind"] == "levels"]
+    moved = [line["cms-8/update"] for line in looks]
+    assert len(moved) == 8 and moved[:4] == [0.0] * 4 and min(moved[4:]) > 1e-4
+    assert losses(result)[4] == pytest.approx(losses(result)[3], abs=0.3)  # no new start
+    # The same from a folder: what the first stage left, with the levels switched on.
+    first = train(made.model_copy(update={"stages": stages[:1], "out": str(tmp_path / "first")}))
+    path = {"path": str(first.folder / "model"), "config": {"cms_rate": 0.3}}
+    second = train(config("train.tokens=128", "train.levels_every=1", f"out={tmp_path / 'second'}", model=path))
+    (look,) = (line for line in read(second.folder) if line["kind"] == "levels")
+    assert look["cms-8/update"] > 1e-4 and losses(second)[0] < losses(first)[0]
+
+
+def test_levels_of_the_stream_step_every_so_many_tokens(config):
+    """configs/cms-stream.yaml with periods as much shorter as its batch: level 1 every 4 steps, level 2 every 16."""
+    made = small(config, "cms-stream.yaml", batch=4, tokens=4 * 128, eval_every=100)
+    periods = {pattern: count // 32 for pattern, count in made.optim.periods.items()}
+    made = made.model_copy(update={"optim": made.optim.model_copy(update={"periods": periods, "warmup": 0.0})})
+    run = loop_file.Run(made, None, loop_file.World(0, 1, torch.device("cpu")), None)
+    run.open(0)
+    levels = [run.net.model.layers[0].levels.levels[i].up.weight for i in range(3)]
+    moved = []
+    for _ in range(4):
+        before = [w.detach().clone() for w in levels]
+        run.step()
+        moved.append([not torch.equal(a, b) for a, b in zip(before, levels)])
+    assert moved == [[True, False, False]] * 3 + [[True, True, False]]
+    assert not loop_file.watch.watch(run.net, torch.zeros(1, 32, dtype=torch.long)).keys() & {"cms-8", "cms-16"}
