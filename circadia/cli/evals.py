@@ -30,7 +30,9 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on 2 cores, one seed.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The paper's protocol, for a GPU.")] = False,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder that holds the data sets.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="A,B", help="Folders of models, where a suite starts from one.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Folders of models, where a suite starts from one.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead of runs/eval/SUITE.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs in --out.")] = False,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Of training in each run: to try a suite out.")] = None,

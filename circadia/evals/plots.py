@@ -63,7 +63,9 @@ def lines(panels: Mapping[str, Curves], xlabel: str, ylabel: str, path: Path, lo
     figure.savefig(path, dpi=120)
 
 
-def ways(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], thick: str, xlabel: str, path: Path) -> None:
+def ways(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], thick: str, xlabel: str, path: Path
+) -> None:
     """A panel each, titled by what its y is: label -> points in their order, one label drawn thick and black."""
     figure, axes = _figure(len(panels), height=4.5)
     for panel, (title, curves) in zip(axes, panels.items()):

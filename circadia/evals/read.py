@@ -57,8 +57,6 @@ ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 QUICK = ("full", "MLPs", "MLPs, decay .01")
 
 
-
-
 def runs(options: Options, done: list[Record]) -> list[Run]:
     bases = options.base_folders()
     options.folder("domains")
@@ -261,9 +259,14 @@ def plot(records: list[Record], path: Path) -> None:
     """Gain against forgetting and against harm; the points of an arm are its rates, from the smallest up."""
     found = points(records)
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for what, title in (("forget", "forgetting of earlier sources, bits"), ("own", "harm to the base's own text, bits")):
+    for what, title in (
+        ("forget", "forgetting of earlier sources, bits"),
+        ("own", "harm to the base's own text, bits"),
+    ):
         curves = panels.setdefault(title, {})
-        for arm, rate in sorted({(p.arm, p.rate) for p in found}, key=lambda cell: (list(ARMS).index(cell[0]), cell[1])):
+        for arm, rate in sorted(
+            {(p.arm, p.rate) for p in found}, key=lambda cell: (list(ARMS).index(cell[0]), cell[1])
+        ):
             own = [p for p in found if (p.arm, p.rate) == (arm, rate)]
             start = [(0.0, 0.0)] if arm == REFERENCE else []
             curves.setdefault(arm, start).append((mean([p.gain for p in own]), mean([getattr(p, what) for p in own])))

@@ -59,9 +59,7 @@ def stream(data: Path, name: str, kilobytes: int, unseen: int = 16) -> list[Pass
 
 def own_text(data: Path, kilobytes: int = 64) -> bytes:
     """Slices from the middle of novels by authors that the base was trained on, one of each author."""
-    middles = {
-        n["author"]: _plain(n["text"]) for n in _novels(data) if n["author"] not in HELD_OUT
-    }
+    middles = {n["author"]: _plain(n["text"]) for n in _novels(data) if n["author"] not in HELD_OUT}
     size = 1024 * kilobytes // max(1, len(middles))
     return b"".join(text[len(text) // 2 :][:size] for _, text in sorted(middles.items()))
 
@@ -105,7 +103,8 @@ def _plain(text: str) -> bytes:
 
 def _code(data: Path) -> bytes:
     tasks = [
-        f"# {row['text']}\n{row['code']}\n" + "\n".join(row["test_list"]) for row in _rows(data, "domains/code_mbpp.jsonl.gz")
+        f"# {row['text']}\n{row['code']}\n" + "\n".join(row["test_list"])
+        for row in _rows(data, "domains/code_mbpp.jsonl.gz")
     ]
     tasks += [row["prompt"] + row["canonical_solution"] for row in _rows(data, "domains/code_HumanEval.jsonl.gz")]
     return "\n\n".join(tasks).replace("\r", "").encode()
