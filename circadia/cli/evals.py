@@ -87,7 +87,7 @@ def listed() -> None:
     from circadia.evals import SUITES, load
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("suite", "what", "--data", "time on 2 cores: quick, default; full on a GPU", "models"):
+    for name in ("suite", "what", "--data", "estimated time: quick and default on 2 cores, full on a GPU", "models"):
         table.add_column(name, style="bold" if name == "suite" else None)
     for name in SUITES:
         own = load(name)

@@ -32,7 +32,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. Whatever of it changes a result goes into the runs."""
+    """What the user asked for. Whatever of it changes a result goes into the runs, but for the data: one --out, one
+    --data.
+    """
 
     depth: str = "default"
     models: tuple[str, ...] = ()  # empty: those that the suite shows at this depth

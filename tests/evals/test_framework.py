@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from circadia.evals import report, runner, tuning
+from circadia.evals import SUITES, load, report, runner, tuning
 from circadia.evals import suite as suites
 from circadia.evals.record import Lines
 from circadia.evals.suite import Needs, Options, Record, Suite, Table, key
@@ -129,6 +129,16 @@ def test_rates_are_tuned_on_a_seed_of_their_own() -> None:
     assert [run["stage"] for run in tuned([cell], 1, (0.1,), [], goal)] == ["test"]
     assert tuning.tested([*done, Record({**cell, "seed": 0, "stage": "test"}, {}, 0.0)])[0].run["seed"] == 0
     assert [len(own) for own in group(done, "model").values()] == [3]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_that_was_stopped_while_tuning_has_tables(name, tmp_path) -> None:
+    own = load(name)
+    assert own.name == name and set(own.needs.time) == set(suites.DEPTHS)
+    for table in own.table([]):
+        assert {len(row) for row in table.rows} <= {len(table.columns)}
+    own.plot([], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists(), "nothing is drawn of nothing"
 
 
 def test_options_and_tables() -> None:

@@ -1,7 +1,6 @@
 """The retrofitted model: a base that nobody changes, and what reads, learns and generates with a memory on it."""
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +33,6 @@ class RetrofitModel(nn.Module):
         self.learned: adapt.Learned | None = None  # rates and decays, once they are to be learned
         self.own: list[list[Site]] = [[] for _ in settings.levels]  # by level
         self.sites: dict[str, Site] = {}
-        self._swap = threading.RLock()  # target="all" swaps parameters, which one thread at a time may do
         self._fingerprint: tuple[Any, str] | None = None
         for p in base.parameters():
             p.requires_grad_(False)
@@ -137,7 +135,7 @@ class RetrofitModel(nn.Module):
         if state is not None:
             self.check(state)
         if self.settings.target == "all":
-            with self._swap, swapped(self.base, self.whole(state) if state is not None else {}):
+            with swapped(self.base, self.whole(state) if state is not None else {}):
                 yield self.base
             return
         with worn(self.readings(state)):

@@ -7,6 +7,7 @@ forward, so that it gives the base's very bits. Nothing is ever written into the
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType, MethodType
@@ -66,6 +67,7 @@ class OfEach:
         return y + rows.matmul(self.delta.mT).reshape(y.shape).to(y.dtype)
 
 
+_SWAP = threading.RLock()
 WORN: ContextVar[Mapping[nn.Module, Any]] = ContextVar("worn", default=MappingProxyType({}))
 
 
@@ -99,16 +101,21 @@ def worn(readings: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def swapped(base: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block, these parameters of a model are other tensors; tied ones everywhere they are used."""
+    """Inside the block, these parameters of a model are other tensors; tied ones everywhere they are used.
+
+    The model itself is changed, so that one thread at a time can do it.
+    """
     by_id = {id(p): values[name] for name, p in base.named_parameters() if name in values}
-    places = [(m, n, p) for m in base.modules() for n, p in m._parameters.items() if p is not None and id(p) in by_id]
-    try:
-        for module, name, p in places:
-            module._parameters[name] = by_id[id(p)]  # type: ignore[assignment]
-        yield
-    finally:
-        for module, name, p in places:
-            module._parameters[name] = p
+    with _SWAP:
+        places = [(m, n, p) for m in base.modules() for n, p in m._parameters.items() if p is not None]
+        places = [place for place in places if id(place[2]) in by_id]
+        try:
+            for module, name, p in places:
+                module._parameters[name] = by_id[id(p)]  # type: ignore[assignment]
+            yield
+        finally:
+            for module, name, p in places:
+                module._parameters[name] = p
 
 
 class _Whole(torch.autograd.Function):

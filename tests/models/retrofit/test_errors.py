@@ -1,5 +1,6 @@
 """Bad input: one clear line each. And what is found by structure, or left alone."""
 
+import copy
 import threading
 
 import pytest
@@ -154,6 +155,19 @@ def test_a_quantised_base(capacity):
         model.merge(state)
     with pytest.raises(ValueError, match="is quantised"):
         retrofit(base, [8], bound=0.1)
+
+
+@pytest.mark.parametrize("target", ["mlp", "all"])
+def test_a_copy_of_the_model_is_one_of_its_own(tiny, target):
+    model, ids = tiny(rate=2.0, target=target), text(20)[None]
+    _, state = model.learn(text(64), model.start())
+    with torch.no_grad():
+        wanted = model(ids, state=state).logits
+        twin = copy.deepcopy(model)
+        for p in model.parameters():
+            p.zero_()
+        assert torch.equal(twin(ids, state=state).logits, wanted)
+        assert not torch.equal(model(ids, state=state).logits, wanted)
 
 
 def test_memories_are_worn_by_one_thread_and_one_block_at_a_time(tiny):
