@@ -7,14 +7,16 @@ Every chunk is scored before it is learned. In bits per byte:
     worse   the same against the frozen base: how much better it would have been never to have learned
     own     rise on text of the kind that the base was trained on
 
-Arms that move more gain more and forget more, so that they are compared at equal gain: the curve of full fine-tuning over
-its rates, from (0, 0) on, is interpolated at the arm's gain. A pair of a base and a stream is what a seed is elsewhere.
+Arms that move more gain more and forget more, so that they are compared at equal gain: the curve of full fine-tuning
+over its rates, from (0, 0) on, is interpolated at the arm's gain. A pair of a base and a stream is what a seed is
+elsewhere. The stream `novels` is one book front to back, another one, and the first one again.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +33,64 @@ from circadia.train.tokens import Tokenizer
 
 CHUNK = 256
 REFERENCE = "full"
-_GD = {"periods": [256], "anchor": None}
-_STACK = {"periods": [256, 1024, 4096], "anchor": "base"}
-# What differs between arms, and the rates that each is tried at. Chunks see nothing before them.
-ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "full": ({**_GD, "target": "all"}, (0.03, 0.1, 0.2, 0.4)),
-    "full, decay .01": ({"periods": [256], "target": "all", "decay": 0.01, "anchor": "base"}, (0.1, 0.2)),
-    "MLPs": (_GD, (0.1, 0.3, 0.6)),
-    "MLPs, decay .01": ({"periods": [256], "decay": 0.01, "anchor": "base"}, (0.3, 0.6)),
-    "MLPs, decay .03": ({"periods": [256], "decay": 0.03, "anchor": "base"}, (0.3, 0.6)),
-    "MLPs every 1024": ({"periods": [1024], "chunk": CHUNK, "anchor": None}, (0.6,)),
-    "MLPs every 4096": ({"periods": [4096], "chunk": CHUNK, "anchor": None}, (1.0,)),
-    "first 2 MLPs": ({**_GD, "layers": "first:2"}, (1.0,)),
-    "last 2 MLPs": ({**_GD, "layers": "last:2"}, (0.3, 1.0)),
-    "low rank 16, AdamW": ({**_GD, "capacity": "lowrank", "optimizer": "adamw"}, (0.003, 0.01)),
-    "3 levels, fast first": ({**_STACK, "anchor": None, "assign": "fast-first"}, (0.3, 1.0)),
-    "3 levels, fast last": ({**_STACK, "anchor": None, "assign": "fast-last"}, (0.3, 1.0)),
-    "3 levels, fast last, decay .01": ({**_STACK, "decay": 0.01, "assign": "fast-last"}, (0.3, 1.0)),
-    "3 levels stacked": ({**_STACK, "decay": [0.03, 0.03, 0.03]}, (0.2, 0.4)),
-    "3 levels stacked, fed by the faster": (
-        {**_STACK, "anchor": "slower", "decay": [0.0, 0.1, 0.1], "feed": ["gradient", "faster", "faster"], "transfer": 0.5},
-        (0.3, 0.6),
+_ONE = {"periods": [CHUNK], "anchor": None}
+_DECAY = {"periods": [CHUNK], "anchor": "base", "decay": 0.01}
+_THREE = {"periods": [256, 1024, 4096], "anchor": None}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What `circadia.retrofit` is given, and the rates that it is tried at."""
+
+    settings: dict[str, Any]
+    rates: tuple[float, ...]
+    factors: tuple[float, ...] = ()  # of the rate, level by level; a mean over a longer period deserves a longer step
+
+    def at(self, rate: float) -> dict[str, Any]:
+        return {**self.settings, "rate": [rate * factor for factor in self.factors] if self.factors else rate}
+
+
+ARMS = {
+    "full": Arm({**_ONE, "target": "all"}, (0.03, 0.06, 0.1, 0.2)),
+    "full, decay .01": Arm({**_DECAY, "target": "all"}, (0.1, 0.2)),
+    "MLPs": Arm(_ONE, (0.1, 0.3)),
+    "MLPs, decay .01": Arm(_DECAY, (0.2, 0.4)),
+    "MLPs, decay .03": Arm({**_DECAY, "decay": 0.03}, (0.3, 0.6)),
+    "2 levels stacked": Arm(
+        {"periods": [256, 1024], "anchor": "base", "decay": [0.03, 0.012]}, (0.15, 0.3), factors=(1, 2)
     ),
-}  # fmt: skip
+    "3 levels stacked": Arm(
+        {"periods": [256, 1024, 4096], "anchor": "base", "decay": [0.05, 0.03, 0.02]}, (0.15, 0.3), factors=(1, 2, 4)
+    ),
+    "3 levels, fast last, decay .01": Arm({**_THREE, "anchor": "base", "decay": 0.01, "assign": "fast-last"}, (0.6,)),
+    "3 levels, fast first": Arm({**_THREE, "assign": "fast-first"}, (0.6,)),
+    "last 2 MLPs, decay .01": Arm({**_DECAY, "layers": "last:2"}, (0.6,)),
+    "first 2 MLPs": Arm({**_ONE, "layers": "first:2"}, (0.6,)),
+    "MLPs every 1024": Arm({"periods": [1024], "chunk": CHUNK, "anchor": None}, (0.6,)),
+    "MLPs every 4096": Arm({"periods": [4096], "chunk": CHUNK, "anchor": None}, (1.0,)),
+    "low rank 16, AdamW": Arm({**_ONE, "capacity": "lowrank", "optimizer": "adamw"}, (0.003,)),
+    "2 levels, slow one fed by the fast": Arm(
+        {
+            "periods": [256, 1024],
+            "feed": ["gradient", "faster"],
+            "transfer": 0.3,
+            "anchor": "base",
+            "decay": [0.02, 0.02],
+        },
+        (0.3,),
+    ),
+}
 QUICK = ("full", "MLPs", "MLPs, decay .01")
+STREAMS = ("a", "b", "c", "returning")
+NOVELS = {"full": 0.1, "MLPs": 0.3, "MLPs, decay .01": 0.4, "2 levels stacked": 0.3}  # arms of `novels`, at one rate
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
     bases = options.base_folders()
     options.folder("domains")
     arms = options.chosen(tuple(ARMS), options.pick(QUICK, tuple(ARMS), tuple(ARMS)))
-    names = options.pick(("a",), ("a", "b", "c"), ("a", "b", "c"))[: options.seeds]
-    common = {"kilobytes": options.pick(24, 200, 200)}  # of each source
+    names = options.pick(STREAMS[:1], STREAMS, STREAMS)[: options.seeds]
+    common = {"kilobytes": options.pick(24, 100, 200)}  # of each source
     plan = []
     # Pair by pair, so that what is done at any moment can be compared.
     for name in names:
@@ -70,7 +98,14 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
             where = {"base": base, "stream": name, **common}
             plan.append({**where, "arm": "frozen", "rate": 0.0})
             for arm in dict.fromkeys((REFERENCE, *arms)):
-                plan += [{**where, "arm": arm, "rate": rate} for rate in ARMS[arm][1]]
+                plan += [{**where, "arm": arm, "rate": rate} for rate in ARMS[arm].rates]
+    if options.depth != "quick":
+        cells = {"frozen": 0.0, **{arm: rate for arm, rate in NOVELS.items() if arm in arms}}
+        plan += [
+            {"base": base, "stream": "novels", **common, "arm": arm, "rate": rate}
+            for base in bases
+            for arm, rate in cells.items()
+        ]
     return plan
 
 
@@ -78,7 +113,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     folder = options.base_folders()[run["base"]]
     passages = streams.stream(options.folder("domains").parent, run["stream"], run["kilobytes"])
     frozen = run["arm"] == "frozen"
-    settings = {"periods": [CHUNK]} if frozen else {**ARMS[run["arm"]][0], "rate": run["rate"]}
+    settings = {"periods": [CHUNK]} if frozen else ARMS[run["arm"]].at(run["rate"])
     model = retrofit(base_model(folder).to(options.device), context=0, **settings)
     encode = encoder(folder, model)
     own = encode(_own(options.folder("novels100").parent))
@@ -178,7 +213,7 @@ def points(records: list[Record]) -> list[Point]:
     found = []
     for one in records:
         pair = one.run["base"], one.run["stream"]
-        if one.run["arm"] == "frozen" or pair not in frozen:
+        if one.run["arm"] == "frozen" or pair not in frozen or one.run["stream"] == "novels":
             continue
         s, f = one.scores, frozen[pair].scores
         last = len(s["read"]) - 1  # nothing comes after the last source
@@ -207,7 +242,7 @@ def at_gain(curve: list[Point], gain: float, what: str) -> float | None:
         if point.gain <= way[-1][0]:
             break
         way.append((point.gain, getattr(point, what)))
-    for (left, a), (right, b) in zip(way, way[1:]):
+    for (left, a), (right, b) in pairwise(way):
         if left < gain <= right:
             return a + (b - a) * (gain - left) / (right - left)
     return None
@@ -226,25 +261,40 @@ def ratios(found: list[Point], arm: str, rate: float, what: str) -> list[float]:
 
 
 def table(records: list[Record]) -> list[Table]:
+    return [part for part in (_streams(records), _novels(records)) if part.rows]
+
+
+def _streams(records: list[Record]) -> Table:
     found = points(records)
-    cells = list(dict.fromkeys((p.arm, p.rate) for p in found))
     rows = []
-    for arm, rate in cells:
+    for arm, rate in dict.fromkeys((p.arm, p.rate) for p in found):
         own = [p for p in found if (p.arm, p.rate) == (arm, rate)]
-        forget, harm = ratios(found, arm, rate, "forget"), ratios(found, arm, rate, "own")
-        rows.append(
-            (arm, f"{rate:g}", str(len(own)), *(_pm([getattr(p, n) for p in own]) for n in ("gain", "forget", "worse", "own")),
-             _pm(forget, len(own)), _pm(harm, len(own)), f"{mean([p.seconds for p in own]):.1f}")
-        )  # fmt: skip
-    pairs = {p.pair for p in found}
+        plain = [_pm([getattr(p, what) for p in own]) for what in ("gain", "forget", "worse", "own")]
+        compared = [_pm(ratios(found, arm, rate, what), len(own)) for what in ("forget", "own")]
+        rows.append((arm, f"{rate:g}", str(len(own)), *plain, *compared, f"{mean([p.seconds for p in own]):.1f}"))
     columns = ("arm", "rate", "n", "gain", "forget", "worse than never", "own text", "forget / full", "own / full",
                "time / reading")  # fmt: skip
-    notes = (
-        f"Mean ± standard deviation over pairs of a base and a stream ({len(pairs)} here), bits per byte. "
-        "The two ratios are to full fine-tuning without decay at the same gain, interpolated pair by pair; "
-        "fewer pairs in brackets where its largest gain is smaller.",
+    note = (
+        f"Bits per byte, mean ± standard deviation over {len({p.pair for p in found})} pairs of a base and a stream. The two "
+        "ratios are to full fine-tuning without decay at the same gain, interpolated pair by pair; where its largest gain "
+        "is smaller the pair is left out, and brackets say so. Times are of a machine that did other things as well."
     )
-    return [Table("Reading on", columns, rows, notes)]
+    return Table("Sources one after another", columns, rows, (note,))
+
+
+def _novels(records: list[Record]) -> Table:
+    """By fifths of the first book, and its second reading."""
+    rows = []
+    for one in records:
+        if one.run["stream"] == "novels":
+            first, _, again = one.scores["curve"]
+            parts = [mean(first[i * len(first) // 5 : (i + 1) * len(first) // 5]) for i in range(min(5, len(first)))]
+            rows.append(
+                (one.run["base"], one.run["arm"], f"{one.run['rate']:g}", " ".join(f"{x:.3f}" for x in parts),
+                 f"{mean(first):.3f}", f"{mean(again):.3f}", f"{mean(first) - mean(again):.3f}")
+            )  # fmt: skip
+    columns = ("base", "arm", "rate", "fifths of a book", "the book", "the same again", "gained")
+    return Table("A held-out novel, another one, and the first one again", columns, rows, ("Bits per byte.",))
 
 
 def _pm(values: list[float], of: int | None = None) -> str:

@@ -22,16 +22,16 @@ class Passage:
     unseen: bytes
 
 
-# Three streams that tune nothing and one that does. A source occurs again only where its name is repeated: then it
-# goes on where it stopped.
+# A source that occurs again goes on where it stopped; with AGAIN the same text is read once more.
+AGAIN = " again"
 STREAMS = {
-    "tune": ("shakespeare", "maths"),
     "a": ("Conrad", "legal", "medical", "code"),
     "b": ("medical", "Cbronte", "maths", "legal"),
     "c": ("code", "Woolf", "legal", "medical"),
-    "again": ("legal", "medical", "legal", "medical", "legal", "medical"),
+    "returning": ("legal", "medical", "legal", "medical", "legal", "medical"),
+    "novels": ("Conrad", "Woolf", "Conrad again"),
 }
-PLACES = {"tune": 0.0, "a": 0.0, "b": 0.3, "c": 0.6, "again": 0.1}  # where in a source a stream begins
+PLACES = {"a": 0.0, "b": 0.3, "c": 0.6, "returning": 0.1, "novels": 0.0}  # where in a source a stream begins
 
 
 def stream(data: Path, name: str, kilobytes: int, unseen: int = 16) -> list[Passage]:
@@ -39,17 +39,22 @@ def stream(data: Path, name: str, kilobytes: int, unseen: int = 16) -> list[Pass
     if name not in STREAMS:
         raise ValueError(f"stream={name!r} is unknown: choose among {', '.join(STREAMS)}")
     length, tested = 1024 * kilobytes, 1024 * unseen
-    texts = {source: source_text(data, source) for source in set(STREAMS[name])}
+    names = [source.removesuffix(AGAIN) for source in STREAMS[name]]
+    texts = {source: source_text(data, source) for source in set(names)}
     begin = {source: int(PLACES[name] * len(text)) for source, text in texts.items()}
-    passages = []
-    for source in STREAMS[name]:
-        # A passage that would run over the end of a source goes on at its beginning: none is read twice as long as
+    passages: list[Passage] = []
+    for source, given in zip(names, STREAMS[name]):
+        if given.endswith(AGAIN):
+            passages.append(next(passage for passage in passages if passage.source == source))
+            continue
+        # A passage that would run over the end of a source goes on at its beginning: nothing is read twice as long as
         # the source is longer than what is asked for.
         text, start = texts[source], begin[source]
-        needed = STREAMS[name].count(source) * (length + tested)
+        needed = names.count(source) * (length + tested)
         if len(text) < needed:
             raise ValueError(
-                f"{source} has {len(text):,} bytes and stream {name!r} needs {needed:,}: lower the kilobytes ({kilobytes})"
+                f"{source} has {len(text):,} bytes and stream {name!r} needs {needed:,}: "
+                f"read less of each source than {kilobytes} kB"
             )
         turned = (text[start:] + text[:start])[: length + tested]
         passages.append(Passage(source, turned[:length], turned[length:]))
