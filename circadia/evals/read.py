@@ -275,16 +275,17 @@ def _streams(records: list[Record]) -> Table:
     columns = ("arm", "rate", "n", "gain", "forget", "worse than never", "own text", "forget / full", "own / full",
                "time / reading")  # fmt: skip
     note = (
-        f"Bits per byte, mean ± standard deviation over {len({p.pair for p in found})} pairs of a base and a stream. The two "
-        "ratios are to full fine-tuning without decay at the same gain, interpolated pair by pair; where its largest gain "
-        "is smaller the pair is left out, and brackets say so. Times are of a machine that did other things as well."
+        f"Bits per byte, mean ± standard deviation over {len({p.pair for p in found})} pairs of a base and a stream. "
+        "The two ratios are to full fine-tuning without decay at the same gain, interpolated pair by pair; where its "
+        "largest gain is smaller the pair is left out, and brackets say so. Times are of a machine that did other "
+        "things as well."
     )
     return Table("Sources one after another", columns, rows, (note,))
 
 
 def _novels(records: list[Record]) -> Table:
     """By fifths of the first book, and its second reading."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in records:
         if one.run["stream"] == "novels":
             first, _, again = one.scores["curve"]
