@@ -52,24 +52,24 @@ class Arm:
 
 ARMS = {
     "full": Arm({**_ONE, "target": "all"}, (0.03, 0.06, 0.1, 0.2)),
-    "full, decay .01": Arm({**_DECAY, "target": "all"}, (0.1, 0.2)),
+    "full + decay .01": Arm({**_DECAY, "target": "all"}, (0.1, 0.2)),
     "MLPs": Arm(_ONE, (0.1, 0.3)),
-    "MLPs, decay .01": Arm(_DECAY, (0.2, 0.4)),
-    "MLPs, decay .03": Arm({**_DECAY, "decay": 0.03}, (0.3, 0.6)),
+    "MLPs + decay .01": Arm(_DECAY, (0.2, 0.4)),
+    "MLPs + decay .03": Arm({**_DECAY, "decay": 0.03}, (0.3, 0.6)),
     "2 levels stacked": Arm(
         {"periods": [256, 1024], "anchor": "base", "decay": [0.03, 0.012]}, (0.15, 0.3), factors=(1, 2)
     ),
     "3 levels stacked": Arm(
         {"periods": [256, 1024, 4096], "anchor": "base", "decay": [0.05, 0.03, 0.02]}, (0.15, 0.3), factors=(1, 2, 4)
     ),
-    "3 levels, fast last, decay .01": Arm({**_THREE, "anchor": "base", "decay": 0.01, "assign": "fast-last"}, (0.6,)),
-    "3 levels, fast first": Arm({**_THREE, "assign": "fast-first"}, (0.6,)),
-    "last 2 MLPs, decay .01": Arm({**_DECAY, "layers": "last:2"}, (0.6,)),
+    "3 levels fast last + decay .01": Arm({**_THREE, "anchor": "base", "decay": 0.01, "assign": "fast-last"}, (0.6,)),
+    "3 levels fast first": Arm({**_THREE, "assign": "fast-first"}, (0.6,)),
+    "last 2 MLPs + decay .01": Arm({**_DECAY, "layers": "last:2"}, (0.6,)),
     "first 2 MLPs": Arm({**_ONE, "layers": "first:2"}, (0.6,)),
     "MLPs every 1024": Arm({"periods": [1024], "chunk": CHUNK, "anchor": None}, (0.6,)),
     "MLPs every 4096": Arm({"periods": [4096], "chunk": CHUNK, "anchor": None}, (1.0,)),
-    "low rank 16, AdamW": Arm({**_ONE, "capacity": "lowrank", "optimizer": "adamw"}, (0.003,)),
-    "2 levels, slow one fed by the fast": Arm(
+    "low rank 16 by AdamW": Arm({**_ONE, "capacity": "lowrank", "optimizer": "adamw"}, (0.003,)),
+    "2 levels slow one fed by the fast": Arm(
         {
             "periods": [256, 1024],
             "feed": ["gradient", "faster"],
@@ -80,9 +80,9 @@ ARMS = {
         (0.3,),
     ),
 }
-QUICK = ("full", "MLPs", "MLPs, decay .01")
+QUICK = ("full", "MLPs", "MLPs + decay .01")
 STREAMS = ("a", "b", "c", "returning")
-NOVELS = {"full": 0.1, "MLPs": 0.3, "MLPs, decay .01": 0.4, "2 levels stacked": 0.3}  # arms of `novels`, at one rate
+NOVELS = {"full": 0.1, "MLPs": 0.3, "MLPs + decay .01": 0.4, "2 levels stacked": 0.3}  # arms of `novels`, at one rate
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
