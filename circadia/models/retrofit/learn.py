@@ -6,29 +6,30 @@ first token could not be scored. Every token is scored once, but the first one o
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from circadia.models.retrofit.report import ChunkReport, LevelReport, Report
-from circadia.models.retrofit.state import State
-from circadia.models.retrofit.stream import Stream, Window, nats_of
+from circadia.models.retrofit.state import State, parts_of
+from circadia.models.retrofit.stream import Stream, Weigh, Window, nats_of
 
 if TYPE_CHECKING:
     from circadia.models.retrofit.model import RetrofitModel
 
 
-def learn(model: "RetrofitModel", tokens: Any, state: State) -> tuple[Report, State]:
+def learn(model: "RetrofitModel", tokens: Any, state: State, weigh: Weigh | None = None) -> tuple[Report, State]:
     """`RetrofitModel.learn`."""
     begin = time.perf_counter()
     model.check(state)
     if model.learned is not None and model.learned.on:
         raise ValueError("the model is adapting: call model.learned.close(model) before it learns a stream")
     ids = tokens_of(model, tokens)
-    stream = Stream(model, state)
+    stream = Stream(model, state, weigh)
     levels = [LevelReport(f"level {i}", level.period) for i, level in enumerate(model.settings.levels)]
     report = Report(levels=levels)
     with _reading(model):
@@ -50,6 +51,26 @@ def score(model: "RetrofitModel", tokens: Any, state: State) -> Report:
             report.chunks.append(ChunkReport(window.start, window.scored, nats / max(1, window.scored)))
     report.seconds = time.perf_counter() - begin
     return report
+
+
+def teach(
+    model: "RetrofitModel", loss: Callable[[Any], Tensor], state: State, level: int, weight: float
+) -> tuple[float, State]:
+    """`RetrofitModel.teach`: the open sum of the level, its clock and the stream stay as they are."""
+    model.check(state)
+    settings, stream = model.settings.levels[level], Stream(model, state)
+    with _reading(model):
+        nats, found, grams = stream.gradients(loss, [level], 0)
+        sums = {
+            f"{part}/{s.name}": stream.of(found, level, part, s.name)
+            for part in parts_of(settings)
+            for s in model.own[level]
+        }
+        with torch.no_grad():
+            after = stream.stepped(level, settings, sums, 1, {f"delta/{name}": x for name, x in grams.items()})
+            if after is not None and math.isfinite(nats):
+                stream.write(level, after, weight, LevelReport(f"level {level}", settings.period))
+    return nats, stream.state
 
 
 def _windows(model: "RetrofitModel", ids: Tensor, state: State, whole: bool) -> Iterator[Window]:
