@@ -89,7 +89,7 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     bases = options.base_folders()
     options.folder("domains")
     arms = options.chosen(tuple(ARMS), options.pick(QUICK, tuple(ARMS), tuple(ARMS)))
-    names = options.pick(STREAMS[:1], STREAMS, STREAMS)[: options.seeds]
+    names = STREAMS[: options.seeds or options.pick(1, len(STREAMS), len(STREAMS))]
     common = {"kilobytes": options.pick(24, 100, 200)}  # of each source
     plan = []
     # Pair by pair, so that what is done at any moment can be compared.
