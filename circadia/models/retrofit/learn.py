@@ -8,8 +8,8 @@ first token could not be scored. Every token is scored once, but the first one o
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,20 +19,23 @@ from torch import Tensor
 from circadia.models.retrofit.report import ChunkReport, LevelReport, Report
 from circadia.models.retrofit.settings import LevelSettings
 from circadia.models.retrofit.state import State, key, parts_of
-from circadia.models.retrofit.step import Step, norm_of, stepped
+from circadia.models.retrofit.step import Step, Stepped, norm_of, stepped
 from circadia.models.retrofit.wear import Reading, swapped, total, worn
 
 if TYPE_CHECKING:
     from circadia.models.retrofit.model import RetrofitModel
 
 
-def learn(model: "RetrofitModel", tokens: Any, state: State) -> tuple[Report, State]:
+Weigh = Callable[[ChunkReport], float]
+
+
+def learn(model: "RetrofitModel", tokens: Any, state: State, weigh: Weigh | None = None) -> tuple[Report, State]:
     """`RetrofitModel.learn`."""
     begin = time.perf_counter()
     model.check(state)
     if model.learned is not None and model.learned.on:
         raise ValueError("the model is adapting: call model.learned.close(model) before it learns a stream")
-    stream = _Stream(model, state)
+    stream = _Stream(model, state, weigh)
     levels = [LevelReport(f"level {i}", level.period) for i, level in enumerate(model.settings.levels)]
     report = Report(levels=levels)
     with _reading(model):
@@ -54,6 +57,26 @@ def score(model: "RetrofitModel", tokens: Any, state: State) -> Report:
             report.chunks.append(ChunkReport(window.start, window.scored, nats / max(1, window.scored)))
     report.seconds = time.perf_counter() - begin
     return report
+
+
+def teach(
+    model: "RetrofitModel", loss: Callable[[Any], Tensor], state: State, level: int, weight: float
+) -> tuple[float, State]:
+    """`RetrofitModel.teach`: the open sum of the level, its clock and the stream stay as they are."""
+    model.check(state)
+    settings, stream = model.settings.levels[level], _Stream(model, state)
+    with _reading(model):
+        nats, found, grams = stream.gradients(loss, [level], 0)
+        sums = {
+            f"{part}/{s.name}": stream.of(found, level, part, s.name)
+            for part in parts_of(settings)
+            for s in model.own[level]
+        }
+        with torch.no_grad():
+            after = stream.stepped(level, settings, sums, 1, {f"delta/{name}": x for name, x in grams.items()})
+            if after is not None and math.isfinite(nats):
+                stream.write(level, after, weight, LevelReport(f"level {level}", settings.period))
+    return nats, stream.state
 
 
 @dataclass(frozen=True)
@@ -127,6 +150,7 @@ class _Stream:
 
     model: "RetrofitModel"
     given: State
+    weigh: Weigh | None = None
     state: State = field(init=False)
     mine: set[str] = field(default_factory=set)  # sums made in this call, which may be added to in place
 
@@ -138,13 +162,26 @@ class _Stream:
         settings = self.model.settings
         end = window.start + window.size
         listening = [i for i, level in enumerate(settings.levels) if listens(level, end)] if window.scored else []
-        nats, found, grams = self.gradients(window, listening) if listening else (self.nats(window), {}, {})
+        if listening:
+            nats, found, grams = self.gradients(lambda base: _nats(base, window), listening, window.scored)
+        else:
+            nats, found, grams = self.nats(window), {}, {}
         refused = "" if math.isfinite(nats) else "the loss is not finite"
         if found and not refused and not math.isfinite(norm_of(found.values())):
             refused = "the gradient is not finite"
+        chunk = ChunkReport(window.start, window.scored, nats / max(1, window.scored), refused)
+        weight = 1.0
+        if self.weigh is not None and window.scored and not refused:
+            weight = float(self.weigh(chunk))
+            if not 0 <= weight <= 1:
+                raise ValueError(f"weigh gave {weight!r} for the chunk at {chunk.start}: it must be from 0 to 1")
+            chunk = replace(chunk, weight=weight)
         if not refused:
+            if weight != 1:
+                found = {name: weight * g for name, g in found.items()}
+                grams = {name: weight * g for name, g in grams.items()}
             for i in listening:
-                self.collect(i, found, grams, window.scored)
+                self.collect(i, found, grams, window.scored, weight)
         passing = dict.fromkeys(listening, found) if not refused else {}
         for i, level in enumerate(settings.levels):
             if end % level.period == 0:
@@ -152,7 +189,7 @@ class _Stream:
         for i, level in enumerate(settings.levels[:-1]):
             if end % settings.levels[i + 1].period == 0:
                 self.follow(i, level)
-        return ChunkReport(window.start, window.scored, nats / max(1, window.scored), refused)
+        return chunk
 
     def finish(self, model: "RetrofitModel", tokens: Any) -> None:
         """Clock, the last tokens as context, and the open chunk."""
@@ -173,7 +210,9 @@ class _Stream:
             return float(_nats(base, window))
 
     @torch.enable_grad()
-    def gradients(self, window: Window, listening: list[int]) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+    def gradients(
+        self, loss: Callable[[Any], Tensor], listening: list[int], scored: int
+    ) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
         """Summed loss, its gradients by PART/NAME (of pairs by LEVEL/PART/NAME), and x x^T for DGD."""
         model, state = self.model, self.state
         leaves: dict[str, Tensor] = {}
@@ -184,7 +223,7 @@ class _Stream:
                 values[name] = value.to(p.dtype).requires_grad_()
                 leaves[f"delta/{name}"] = values[name]
             with model._swap, swapped(model.base, values):
-                nats = _nats(model.base, window)
+                nats = loss(model.base)
             wide = {n: g.to(model.sites[n.partition("/")[2]].dtype) for n, g in _slopes(nats, leaves).items()}
             return float(nats.detach()), wide, {}
         readings: dict[Any, Reading] = {}
@@ -207,18 +246,20 @@ class _Stream:
             inputs: list | None = [] if watch else None
             readings[site.matrix.module] = Reading(site.matrix, deltas, model.pairs(held, name), False, inputs)
         with worn(readings):
-            nats = _nats(model.base, window)
+            nats = loss(model.base)
         grads = _slopes(nats, leaves)
         grams = {}
         if watch:
             for name, site in model.sites.items():
                 reading = readings[site.matrix.module]  # type: ignore[union-attr]
-                rows = torch.cat([x.reshape(-1, x.shape[-1])[-window.scored :] for x in reading.inputs or []])
+                rows = torch.cat([x.reshape(-1, x.shape[-1])[-scored:] for x in reading.inputs or []])
                 rows = rows.to(site.dtype)
                 grams[name] = rows.mT @ rows
         return float(nats.detach()), grads, grams
 
-    def collect(self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int) -> None:
+    def collect(
+        self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int, weight: float = 1.0
+    ) -> None:
         """Into the open sum of a level; a level of one chunk takes the gradient as it is."""
         state, level = self.state, self.model.settings.levels[i]
         for site in self.model.own[i]:
@@ -228,6 +269,9 @@ class _Stream:
                     self.add(name, self.of(found, i, part, site.name))
             if level.optimizer == "dgd":
                 self.add(key(i, "gram", site.name), grams[site.name])
+        if weight != 1 or key(i, "weight") in state:
+            before = float(state.get(key(i, "weight"), state[key(i, "count")]))
+            state[key(i, "weight")] = torch.tensor(before + weight * scored, dtype=torch.float64)
         state[key(i, "count")] = state[key(i, "count")] + scored
 
     def of(self, found: dict[str, Tensor], i: int, part: str, name: str) -> Tensor:
@@ -255,9 +299,31 @@ class _Stream:
         count = int(state[key(i, "count")])
         if count == 0:
             return
+        # Chunks of weight w teach by their weighted mean gradient, and the level goes the share w of its way.
+        weight = float(state.pop(key(i, "weight"), torch.tensor(float(count))))
         names = [f"{part}/{site.name}" for part in parts_of(level) for site in sites]
         stored = key(i, "grad", names[0]) in state
         sums = {n: state[key(i, "grad", n)] if stored else self.of(found, i, *n.split("/", 1)) for n in names}
+        squares = {f"delta/{s.name}": state[key(i, "gram", s.name)] for s in sites} if level.optimizer == "dgd" else {}
+        if 0 < weight < count:
+            sums = {n: x * (count / weight) for n, x in sums.items()}
+            squares = {n: x * (count / weight) for n, x in squares.items()}
+        after = self.stepped(i, level, sums, count, squares) if weight else None
+        for name in [key(i, "grad", n) for n in names if stored] + [key(i, "gram", n.name) for n in sites]:
+            if name in state:
+                state[name] = torch.zeros_like(state[name])
+                self.mine.add(name)
+        state[key(i, "count")] = torch.zeros_like(state[key(i, "count")])
+        if after is None:
+            report.refused += weight > 0
+            return
+        self.write(i, after, weight / count, report)
+
+    def stepped(
+        self, i: int, level: LevelSettings, sums: dict[str, Tensor], count: int, squares: dict[str, Tensor]
+    ) -> Stepped | None:
+        """The level after a step on these gradients; None where it is refused."""
+        state, names = self.state, list(sums)
         rates, decays = rates_of(self.model, i)
         step = Step(
             memory={n: state[key(i, n)] for n in names},
@@ -266,26 +332,24 @@ class _Stream:
             number=int(state[key(i, "steps")]) + 1,
             opt={n: {what: state[key(i, "opt", what, n)] for what in self.held(i, names[0])} for n in names},
             anchors={n: state[k] for n in names if (k := key(i, "anchor", n)) in state},
-            grams={f"delta/{s.name}": state[key(i, "gram", s.name)] for s in sites} if level.optimizer == "dgd" else {},
+            grams=squares,
             sizes=self.sizes(i) if level.bound is not None else {},
             rates=rates,
             decays=decays,
         )
-        after = stepped(level, step)
-        for name in [key(i, "grad", n) for n in names if stored] + [key(i, "gram", n.name) for n in sites]:
-            if name in state:
-                state[name] = torch.zeros_like(state[name])
-                self.mine.add(name)
-        state[key(i, "count")] = torch.zeros_like(state[key(i, "count")])
-        if after is None:
-            report.refused += 1
-            return
-        for n in names:
-            state[key(i, n)] = after.memory[n]
+        return stepped(level, step)
+
+    def write(self, i: int, after: Stepped, share: float, report: LevelReport) -> None:
+        """Go this share of the way."""
+        state = self.state
+        for n, new in after.memory.items():
+            old = state[key(i, n)]
+            state[key(i, n)] = new if share == 1 else old + share * (new - old)
             state |= {key(i, "opt", what, n): x for what, x in after.opt[n].items()}
         state[key(i, "steps")] = state[key(i, "steps")] + 1
-        report.updates, report.moved = report.updates + 1, report.moved + after.moved
-        report.norm, report.slope = after.norm, after.slope
+        report.updates, report.moved = report.updates + 1, report.moved + share * after.moved
+        report.norm = after.norm if share == 1 else norm_of(state[key(i, n)] for n in after.memory)
+        report.slope = after.slope
 
     def held(self, i: int, name: str) -> list[str]:
         """What a level's optimizer remembers."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,13 +82,22 @@ class RetrofitModel(nn.Module):
         settings = self.settings
         return states.start(settings.levels, self.own, settings.chunk, self.anchored, settings.seed)
 
-    def learn(self, tokens: Any, state: State) -> tuple[Report, State]:
+    def learn(self, tokens: Any, state: State, weigh: learn.Weigh | None = None) -> tuple[Report, State]:
         """Read a piece of a stream: every chunk is predicted, then learned; the state given stays as it was.
 
         Chunks lie at fixed positions of the stream, so that learn(a) then learn(b) leaves the bits of learn(a + b). The
         tokens of an open chunk wait in the state.
+
+        weigh    is asked after each chunk was predicted how far it is to be learned, from 0 (not at all: nothing fades
+                 either) to 1
         """
-        return learn.learn(self, tokens, state)
+        return learn.learn(self, tokens, state, weigh)
+
+    def teach(
+        self, loss: Callable[[Any], Tensor], state: State, level: int = 0, weight: float = 1.0
+    ) -> tuple[float, State]:
+        """One step of a level on any loss of the base's outputs, between two chunks: feedback, for example."""
+        return learn.teach(self, loss, state, level, weight)
 
     def score(self, tokens: Any, state: State | None = None) -> Report:
         """The surprises that `learn` would report if nothing were learned; the last chunk may be shorter.

@@ -12,6 +12,7 @@ class ChunkReport:
     tokens: int  # that were scored: all, but the very first token of a stream
     surprise: float  # mean loss in nats a token, before anything was learned from it
     refused: str = ""  # why nothing was learned from it
+    weight: float = 1.0  # how far it was learned
 
 
 @dataclass

@@ -10,6 +10,7 @@
     level0/anchor/PART/NAME      the slow copy that an unstacked level decays to (anchor="slower")
     level0/steps                 updates made, int64
     level0/count                 tokens in the open sum, int64
+    level0/weight                of the tokens in the open sum, float64; only where chunks were weighed
     clock/tokens                 tokens of all whole chunks learned so far, int64
     stream/context               the last tokens before the open chunk, int64 [up to context, at least 1]
     stream/pending               tokens of the open chunk, int64 [less than a chunk]
