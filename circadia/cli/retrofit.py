@@ -67,10 +67,11 @@ def retrofit(
     settings |= {"target": "all" if all_weights else "mlp", "capacity": capacity.value, "rank": rank}
     settings |= {"optimizer": optimizer, "rate": rate, "decay": decay}
     counts = [_number(part, "--periods") for part in periods.split(",")]
-    if dry_run:
-        from circadia.cli import skeleton
+    from circadia.cli import skeleton
 
-        _show(make(skeleton.build(source), counts, **settings))
+    planned = make(skeleton.build(source), counts, **settings)  # what is wrong is said before weights are loaded
+    if dry_run:
+        _show(planned)
         return
     model = make(source, counts, **settings)
     model.save_pretrained(target, state=model.start(), base="copy" if copy_base else "reference")

@@ -47,17 +47,17 @@ def write(store: "Store", owner: Any, path: Path) -> Exported:
         raise StoreError(f"path={path}: this is a folder: give the name of a file")
     with explained(path.parent), store.shared():
         try:
-            with store.db.lock, store.db.transaction():  # one moment of the learner's life
+            with store.db.transaction():  # one moment of the learner's life
                 rows = _rows(store, owner["id"])
                 tensors = _places(store, owner["id"], rows)
-                with zipfile.ZipFile(beside, "x", allowZip64=True) as file:
-                    packs = []
-                    for name, content in _packs(store.blobs, tensors):
-                        file.writestr(f"tensors/{name}", content)
-                        packs.append(name)
-                    rows["packs"] = packs
-                    text = json.dumps(rows)
-                    file.writestr(zipfile.ZipInfo("learner.json"), text, zipfile.ZIP_DEFLATED)
+            with zipfile.ZipFile(beside, "x", allowZip64=True) as file:
+                packs = []
+                for name, content in _packs(store.blobs, tensors):
+                    file.writestr(f"tensors/{name}", content)
+                    packs.append(name)
+                rows["packs"] = packs
+                text = json.dumps(rows)
+                file.writestr(zipfile.ZipInfo("learner.json"), text, zipfile.ZIP_DEFLATED)
             with open(beside, "rb") as done:
                 found = hashlib.sha256()
                 while block := done.read(BLOCK):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from circadia.live.errors import Busy, StoreError
+from circadia.live.errors import Busy, StoreError, explained
 
 try:
     import fcntl
@@ -23,7 +23,9 @@ def held(path: Path, shared: bool = False, wait: float = 0.0) -> Iterator[IO[str
     """The lock of a file, for one or shared; whoever holds it may have written into the file who they are."""
     if fcntl is None:
         raise StoreError("a store needs the file locks of Linux, macOS or another POSIX system")
-    with open(path, "a+", encoding="utf-8") as file:
+    with explained(path.parent):
+        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with opened as file:
         _held.add(file)  # each opening locks for itself, so that this also holds between threads
         end = time.monotonic() + wait
         while True:

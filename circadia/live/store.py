@@ -147,7 +147,7 @@ class Store:
         versions.current(self.db, row["id"], branch)
         me = {"pid": os.getpid(), "host": socket.gethostname(), "thread": threading.current_thread().name}
         me["since"] = clock.strftime("%Y-%m-%d %H:%M:%S", clock.gmtime())
-        with explained(self.folder), self._lock(row["id"], name) as file:
+        with self._lock(row["id"], name) as file:
             row = self.row(name)  # it may have been deleted meanwhile
             interrupted = self._interrupted(row)
             file.truncate(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circadia.live import chain, erase, journal, sweep, versions
 from circadia.live.blobs import digest, plain
-from circadia.live.errors import StoreError
+from circadia.live.errors import StoreError, explained
 from circadia.live.journal import Experience
 from circadia.live.versions import Version
 
@@ -122,7 +122,7 @@ class Writer:
         tensors = {name: plain(name, x) for name, x in state.items()}
         entries = [(name, digest(x)) for name, x in tensors.items()]
         values = {key: tensors[name] for name, key in entries}
-        with store.exclusive():
+        with explained(store.folder), store.exclusive():
             stored = versions.known(db, list(values))
             fresh = {key: x for key, x in values.items() if key not in stored}
             blob = store.blobs.write(fresh) if fresh else None

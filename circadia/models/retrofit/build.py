@@ -65,6 +65,8 @@ def retrofit(
         from circadia.models.retrofit import files
 
         return files.load(saved)
+    if isinstance(model, RetrofitModel):
+        raise ValueError("model is retrofitted already: pass its base, model.base")
     wanted = periods_of(periods)
     made = levels_of(wanted, levels)
     for level in made:

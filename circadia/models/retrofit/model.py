@@ -202,6 +202,12 @@ class RetrofitModel(nn.Module):
 
         files.save(self, folder, **given)
 
+    def load_weights(self, folder: Any) -> None:
+        """Base and learned rates of a saved retrofit, in place."""
+        from circadia.models.retrofit import files
+
+        files.load_weights(self, folder)
+
     def save_state(self, state: State, path: Any) -> None:
         """One safetensors file with a fingerprint of the base."""
         from circadia.models.retrofit import files

@@ -66,6 +66,10 @@ def test_settings(tiny, settings, said):
         tiny(**settings)
 
 
+def changed(config, **changes):
+    return type(config).from_dict({**config.to_dict(), **changes})
+
+
 @pytest.mark.parametrize(
     "make, said",
     [
@@ -77,8 +81,7 @@ def test_settings(tiny, settings, said):
         (lambda: base_of("mixtral", num_local_experts=4), "no MLP to retrofit: the experts and the router"),
         (lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(
             "mamba", vocab_size=48, hidden_size=16, num_hidden_layers=2, state_size=4)), "has no MLP"),
-        (lambda: HopeForCausalLM(type(preset("hope", "tiny")).from_dict(
-            {**preset("hope", "tiny").to_dict(), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1})),
+        (lambda: HopeForCausalLM(changed(preset("hope", "tiny"), num_hidden_layers=1)),
          "learn in context already"),
     ],
 )  # fmt: skip
