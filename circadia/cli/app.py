@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from circadia import __version__
 from circadia.cli.doctor import doctor
+from circadia.cli.learner import learner
 from circadia.cli.levels import levels
 from circadia.cli.models import models
 from circadia.cli.optimizers import optimizers
@@ -70,3 +71,6 @@ TRAIN = "Train"
 app.command(rich_help_panel=TRAIN)(train)
 app.command(rich_help_panel=TRAIN)(retrofit)
 app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)
+
+LIVE = "Live"
+app.add_typer(learner, name="learner", rich_help_panel=LIVE)
