@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from circadia.live.forgetting import Line
 from circadia.live.reader import position, tail_of
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def of(me: "Learner") -> dict[str, Any]:
             }
         )
     sources: dict[str, dict[str, Any]] = {}
+    way = set(Line.of(me).way(version.number if version else None))
     for one in me.store.experiences(me.name):
-        if one.version is not None or one.pending:
+        if one.version in way or (one.pending and one.branch == me.branch_name):
             entry = sources.setdefault(one.source, {"experiences": 0, "tokens": 0, "first": one.time, "last": one.time})
             entry["experiences"] += 1
             entry["tokens"] += one.stop - one.start

@@ -72,16 +72,15 @@ def tokenizer(tmp_path_factory):
 
 
 def test_any_split_of_text_with_a_tokenizer(store, tokenizer):
-    base = model(periods=[4, 8])
-    base.base.resize_token_embeddings(320)
-    text = A + "one  two\n\n\nthree" + B + "word " * 900 + "\r\n\n" + X
+    base = model(vocab=320)
+    text = A + "one  two\n\n\nthree" + B + "word " * 420 + "\r\n\n" + X
     whole = make(store, base, "whole", tokenizer=tokenizer)
     whole.observe(text)
     words = Words.open(tokenizer)
     done, rest = segments(text)
     assert len(done) > 5 and max(map(len, done)) <= LONGEST and "".join(done) + rest == text
     assert whole.tokens == sum(len(words.encode(part)) for part in done)
-    assert whole.tokens < len(text) / 2 and words.decode([t for p in done for t in words.encode(p)]) + rest == text
+    assert whole.tokens < 0.7 * len(text) and words.decode([t for p in done for t in words.encode(p)]) + rest == text
     for step in (1, 37):
         me = make(store, base, f"by{step}", tokenizer=tokenizer)
         for at in range(0, len(text), 997):
@@ -157,7 +156,7 @@ def test_two_writers(store, base):
 def test_a_long_stream_is_committed_on_the_way_and_can_be_stopped(store, base):
     me = make(store, base, "ana", every=100)
     done = me.observe(A for _ in range(6))
-    assert len(done.versions) == 4 and [v.tokens for v in me.versions()] == [312, 312, 208, 104][: len(me.versions())]
+    assert done.versions == [1, 2, 3] and [v.tokens for v in me.versions()] == [312, 208, 104]
     heard = []
 
     def stop(now):
