@@ -57,7 +57,7 @@ def test_surprise_within_bounds_counts_and_noise_does_not():
 def test_what_was_seen_counts_less():
     gate = Gate(ngram=8)
     sentence, fresh = torch.arange(11).repeat(3)[:32], torch.arange(100, 132)
-    found, memory = run(gate, [2.0] * 4, texts=[fresh, sentence, sentence, fresh])
+    found, _ = run(gate, [2.0] * 4, texts=[fresh, sentence, sentence, fresh])
     assert [parts["new"] for _, parts in found] == [1.0, pytest.approx(11 / 25 / 0.5), 0.0, 0.0]
     other, _ = run(Gate(ngram=8, new=0.0), [2.0] * 2, texts=[fresh, fresh])
     assert [f for f, _ in other] == [1.0, 1.0]
@@ -146,7 +146,7 @@ def test_probes_in_files(tmp_path):
 
 
 PROBES = {
-    "text": {"kind": "text", "text": "@#@#~~{}[]|" * 3, "rise": 0.0},
+    "text": {"kind": "text", "text": B, "rise": -0.5},
     "qa": {"kind": "qa", "question": "Is it?", "answer": " no", "max": 1.0},
     "choices": {"kind": "qa", "question": "The quick brown", "answer": " zzz", "choices": [" fox", " zzz"]},
     "drift": {"kind": "drift", "text": B, "max": 1e-6},
