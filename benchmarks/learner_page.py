@@ -44,7 +44,7 @@ def prepare(folder: Path, base: Path, novel: Path, law: Path) -> None:
 def run(command: str, folder: Path) -> str:
     """What the shell shows."""
     words = command.replace("circadia ", f"{sys.executable} -m circadia ", 1)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{command}: {done.stderr}")

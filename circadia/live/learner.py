@@ -200,8 +200,10 @@ class Learner:
                     forgetting.resume(self)
                     commits.catch_up(self)
                 yield self._writer
-            except BaseException:
-                self._drop()
+            except BaseException as error:
+                # A user's mistake leaves the state as it was; after anything else, what is on disk counts.
+                if not isinstance(error, ValueError) or self.unsaved.torn:
+                    self._drop()
                 raise
 
     # Life
