@@ -62,7 +62,7 @@ class Living:
                 say({"op": op, "step": "begin"})
                 told = getattr(self, op)(me, chance) or {}
                 if op == "forget" and told:
-                    say({"op": op, "step": "begun", **told})
+                    say({"op": op, "step": "begin", **told})
                     me.forget(source=told["source"])
                 say({"op": op, "step": "end", **told})
 
@@ -120,7 +120,7 @@ class Living:
                 me.commit()
                 faults += self.compare(store, me)
             left = {e.number for e in store.experiences(self.learner)}
-            begun = any(t["op"] == "forget" and t["step"] == "begun" for t in told)
+            begun = any(t["op"] == "forget" and "source" in t for t in told)
             noted = {t["experience"]: t for t in told if t["op"] == "observe" and t["step"] == "end"}
             if not begun:
                 faults += [f"experience {n} was noted and is gone" for n in sorted(set(noted) - left)]
