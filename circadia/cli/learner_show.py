@@ -141,7 +141,8 @@ def diff(found: Any, a: int, b: int, json: bool) -> None:
     if json:
         _json(found)
         return
-    rows = [(name, f"{x.norm:.4f}", f"{x.moved:.4f}", f"{len(x.changed)} changed") for name, x in found.groups.items()]
+    rows = [(name, f"{x.norm:.4f}", f"{x.moved:.4f}", f"{len(x.changed)} changed") for name, x in found.groups.items()
+            if name != "other"]  # fmt: skip
     _table((f"{a} -> {b}", "norm", "moved", "tensors"), rows)
     for name, (before, after) in found.probes.items():
         print(f"probe {name}: {before} -> {after}")

@@ -56,6 +56,12 @@ def of(me: "Learner") -> dict[str, Any]:
     }
 
 
+def group(name: str) -> str:
+    """For `diff`: what a level holds, apart from its sums and clocks and from all else."""
+    level, _, rest = name.partition("/")
+    return level if level.startswith("level") and rest.partition("/")[0] in ("delta", "a", "b") else "other"
+
+
 def story(me: "Learner") -> list[dict[str, Any]]:
     """What happened, in order: commits with what was learned, verdicts, rollbacks, forgettings."""
     told: dict[int, dict[str, Any]] = {}
