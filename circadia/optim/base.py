@@ -88,10 +88,10 @@ class Base(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             ready, spread = self._ready(group)
-            (self._write_eagerly if spread else self._write)(group, ready)
+            (self._apply_eagerly if spread else self._apply)(group, ready)
         return loss
 
-    def _write(self, group: Group, ready: Ready) -> None:
+    def _apply(self, group: Group, ready: Ready) -> None:
         for step, (params, grads, states) in ready.items():
             # Around the forward pass autocast saves time; a step in such a region would lose digits silently.
             with torch.autocast(params[0].device.type, enabled=False):
@@ -99,7 +99,7 @@ class Base(Optimizer):
                     self.update(group, params[part], grads[part], states[part], step)
 
     # Guards on sharded tensors fail from step to step, and what processes exchange is not compiled anyway.
-    _write_eagerly = torch.compiler.disable(_write)
+    _apply_eagerly = torch.compiler.disable(_apply)
 
     def pieces(self, params: list[Tensor]) -> list[slice]:
         """Which parameters are updated together."""
