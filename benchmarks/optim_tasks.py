@@ -99,7 +99,9 @@ class Images(Digits):
         known = Image.registered_extensions()
         files = [(f, i) for i, held in enumerate(folders) for f in sorted(held.rglob("*")) if f.suffix.lower() in known]
         if len({i for _, i in files}) < 2 or len(files) < 10:
-            raise ValueError(f"--data {data}: there are no two folders with images in it, one for each class, ten in all")
+            raise ValueError(
+                f"--data {data}: there are no two folders with images in it, one for each class, ten in all"
+            )
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
         pixels = []
         for file, _ in (files[i] for i in order):
