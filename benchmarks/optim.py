@@ -1,6 +1,7 @@
 """Our optimizers against AdamW and Muon: ``python -m benchmarks.optim --tasks digits --out DIR``.
 
 digits     a small ViT on scikit-learn's images of digits, which need no download
+images     the same ViT on any folder of images with a folder for each class (--data DIR)
 novels     transformer++ `tiny` on novels (--data DIR)
 hope       Hope on the same: 64 wide, 3 blocks
 continual  transformer++ `tiny` on four domains one after another: what is left of the first?
@@ -254,7 +255,7 @@ def options(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--tune-steps", type=harness.positive, help="of a run of the grid (by task; else as --steps)")
     parser.add_argument("--full", action="store_true", help="the whole grid, longer runs, Hope tiny: hours a task")
     parser.add_argument("--seeds", type=harness.positive, default=3, help="reported ones (3); one more is for tuning")
-    parser.add_argument("--data", type=Path, help="folder with novels*/ and domains/")
+    parser.add_argument("--data", type=Path, help="folder with novels*/ and domains/, or of images")
     parser.add_argument("--out", type=Path, default=Path("runs/optim"), help="folder for runs, tables and pictures")
     parser.add_argument("--budget-minutes", type=float, help="begin no run after so long")
     parser.add_argument("--threads", type=harness.positive, help="threads of torch (its own choice)")

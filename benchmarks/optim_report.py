@@ -46,6 +46,7 @@ def values(row: dict, field: str) -> list[float]:
 
 FIELDS = {
     "digits": {"test": "test loss", "train": "train loss", "accuracy": "test accuracy"},
+    "images": {"test": "test loss", "train": "train loss", "accuracy": "test accuracy"},
     "novels": {"test": "test loss", "curve end": "train loss"},
     "hope": {"test": "test loss", "curve end": "train loss"},
     "continual": {"first": "first domain at the end", "forgotten": "of it forgotten", "test": "mean of all domains"},
@@ -128,7 +129,7 @@ def draw(task: str, found: list[dict], model: str, steps: int, path: Path) -> No
         xs = [steps * (i + 1) / len(curve) for i in range(len(curve))]
         left.plot(xs, curve, color=colours[row["optimizer"]], label=row["optimizer"], linewidth=1.2)
     left.set(xlabel="step", ylabel="training loss, mean of the seeds", title=f"{task}, {model}")
-    if task == "digits":
+    if task in ("digits", "images"):
         left.set_yscale("log")
     left.legend(fontsize=7)
     order = [row for row in found if row["runs"]]

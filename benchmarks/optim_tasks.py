@@ -63,10 +63,10 @@ class Digits:
         found = load_digits()
         order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
         images = torch.tensor(found.images, dtype=torch.float32)[order] / 8 - 1
-        labels = torch.tensor(found.target)[order]
-        self.parts = dict(
-            zip(("train", "valid", "test"), zip(images.split([1257, 180, 360]), labels.split([1257, 180, 360])))
-        )
+        self.split(images, torch.tensor(found.target)[order], [1257, 180, 360])
+
+    def split(self, images: Tensor, labels: Tensor, sizes: list[int]) -> None:
+        self.parts = dict(zip(("train", "valid", "test"), zip(images.split(sizes), labels.split(sizes))))
 
     def model(self) -> nn.Module:
         return ViT()
@@ -85,6 +85,40 @@ class Digits:
 
     def marks(self, steps: int) -> list[int]:
         return []
+
+
+class Images(Digits):
+    """(a) The same on any folder of images with a folder for each class: grey, 16 x 16 pixels; 70, 10 and 20 %."""
+
+    side = 16
+
+    def __init__(self, data: Path | None, full: bool = False) -> None:
+        from PIL import Image
+
+        folders = sorted(path for path in data.iterdir() if path.is_dir()) if data and data.is_dir() else []
+        known = Image.registered_extensions()
+        files = [(f, i) for i, held in enumerate(folders) for f in sorted(held.rglob("*")) if f.suffix.lower() in known]
+        if len({i for _, i in files}) < 2 or len(files) < 10:
+            raise ValueError(
+                f"--data {data}: there are no two folders with images in it, one for each class, ten in all"
+            )
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+        pixels = []
+        for file, _ in (files[i] for i in order):
+            try:
+                with Image.open(file) as image:
+                    small = image.convert("L").resize((self.side, self.side))
+            except OSError as error:
+                raise ValueError(f"--data {data}: {file} cannot be read as an image: {error}") from error
+            pixels.append(torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8))
+        images = torch.stack(pixels).reshape(-1, self.side, self.side) / 127.5 - 1
+        valid, test = max(1, len(files) // 10), max(1, len(files) // 5)
+        self.split(images, torch.tensor([files[i][1] for i in order]), [len(files) - valid - test, valid, test])
+        self.classes = len(folders)
+        self.architecture = f"vit, {data.name}" if data else "vit"  # runs of other images are other runs
+
+    def model(self) -> nn.Module:
+        return ViT(self.side, self.classes)
 
 
 @dataclass
@@ -240,4 +274,4 @@ def documents(file: Path) -> Iterator[str]:
         yield "\n".join(value for value in json.loads(line).values() if isinstance(value, str))
 
 
-TASKS: dict[str, Any] = {"digits": Digits, "novels": Novels, "hope": Hope, "continual": Continual}
+TASKS: dict[str, Any] = {"digits": Digits, "images": Images, "novels": Novels, "hope": Hope, "continual": Continual}

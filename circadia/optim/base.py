@@ -11,6 +11,7 @@ from circadia.optim import check, sharded
 from circadia.optim.rules import Rule, State
 
 Group = dict[str, Any]
+Ready = dict[int, tuple[list[Tensor], list[Tensor], list[State]]]  # parameters, gradients and states by step
 SECOND_MOMENT = "the H of Adam's element-wise regression (eq. 101-105)"
 
 
@@ -86,18 +87,27 @@ class Base(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for step, (params, grads, states) in self._ready(group).items():
+            ready, spread = self._ready(group)
+            (self._apply_eagerly if spread else self._apply)(group, ready)
+        return loss
+
+    def _apply(self, group: Group, ready: Ready) -> None:
+        for step, (params, grads, states) in ready.items():
+            # Around the forward pass autocast saves time; a step in such a region would lose digits silently.
+            with torch.autocast(params[0].device.type, enabled=False):
                 for part in self.pieces(params):
                     self.update(group, params[part], grads[part], states[part], step)
-        return loss
+
+    # Guards on sharded tensors fail from step to step, and what processes exchange is not compiled anyway.
+    _apply_eagerly = torch.compiler.disable(_apply)
 
     def pieces(self, params: list[Tensor]) -> list[slice]:
         """Which parameters are updated together."""
         return [slice(None)]
 
     @torch.compiler.disable
-    def _ready(self, group: Group) -> dict[int, tuple[list[Tensor], list[Tensor], list[State]]]:
-        """The parameters that have a gradient, by the number of their step."""
+    def _ready(self, group: Group) -> tuple[Ready, bool]:
+        """The parameters that have a gradient, by the number of their step; and is one of them shared out?"""
         having: list[tuple[Tensor, Tensor, State]] = []
         for p in group["params"]:
             if p.grad is None:
@@ -115,13 +125,13 @@ class Base(Optimizer):
             having.append((p, sharded.gradient(p).to(precision(p)), state))
         if having:
             torch._foreach_add_([state["step"] for _, _, state in having], torch.ones(()))
-        ready: dict[int, tuple[list[Tensor], list[Tensor], list[State]]] = {}
+        ready: Ready = {}
         for p, grad, state in having:
             params, grads, states = ready.setdefault(int(state["step"]), ([], [], []))
             params.append(p)
             grads.append(grad)
             states.append({name: sharded.local(x) for name, x in state.items()} if sharded.spread(p) else state)
-        return ready
+        return ready, any(sharded.spread(p) for p, _, _ in having)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

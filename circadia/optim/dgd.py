@@ -75,14 +75,19 @@ class DGD(Base):
         self.outputs &= group["rate"] != "proximal"
         check.rate("erase", group["erase"])
 
+    @torch.compiler.disable  # a compiled model is cut here, into graphs whose outputs are at hand
     def _watch(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Wait for the gradient of this output: a forward pass without a backward one leaves no trace."""
         if output.requires_grad and layer.weight.requires_grad:
             x, y = args[0].detach(), output.detach()
             version = y._version
-            output.register_hook(lambda delta: self._record(layer, x, y if y._version == version else None, delta))
 
-    @torch.no_grad()
+            def record(delta: Tensor) -> None:
+                with torch.no_grad(), torch.autocast(delta.device.type, enabled=False):
+                    self._record(layer, x, y if y._version == version else None, delta)
+
+            output.register_hook(record)
+
     def _record(self, layer: nn.Linear, x: Tensor, y: Tensor | None, delta: Tensor) -> None:
         """Take in the samples of one pass; ``y`` is the output, None if it was overwritten."""
         rows = x.reshape(-1, x.shape[-1]).to(precision(layer.weight))

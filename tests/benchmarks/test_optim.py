@@ -6,6 +6,7 @@ import lzma
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import optim, optim_cost, optim_tasks
 from circadia.optim import groups
@@ -118,6 +119,31 @@ def test_all_train_the_same_matrices(name: str) -> None:
         assert optimizer.param_groups[0]["periods"] == (1, 5)
 
 
+def test_any_folder_of_images(tmp_path, small, capsys) -> None:
+    """Dark and bright ones in two folders: the labels are those of the folders, so that it learns which is which."""
+    for i in range(30):
+        pixels = torch.randint(i % 2 * 128, i % 2 * 128 + 128, (9, 12, 3), dtype=torch.uint8).numpy()
+        file = tmp_path / "pictures" / ("bright" if i % 2 else "dark") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    task = optim_tasks.Images(tmp_path / "pictures")
+    assert {name: len(images) for name, (images, _) in task.parts.items()} == {"train": 21, "valid": 3, "test": 6}
+    for images, labels in task.parts.values():
+        assert images.shape[1:] == (16, 16)
+        assert torch.equal((images.mean((1, 2)) < 0).long(), labels)
+    command = ["--tasks", "images", "--optimizers", "AdamW", "--steps", "6", "--seeds", "1", "--out", str(tmp_path)]
+    assert optim.main([*command, "--data", str(tmp_path / "pictures")]) == 0
+    assert "## images: vit, pictures, 6 steps" in capsys.readouterr().out
+    assert {row["model"] for row in lines(tmp_path)} == {"vit, pictures"}
+    assert any(row["measured"]["accuracy"] == 1.0 for row in lines(tmp_path))
+    file.write_bytes(b"no image")
+    for folder, message in (("pictures", "29.png cannot be read as an image"), ("none", "there are no two folders")):
+        with pytest.raises(SystemExit):
+            optim.main([*command, "--data", str(tmp_path / folder)])
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
 @pytest.fixture
 def data(tmp_path):
     (tmp_path / "novels").mkdir()
@@ -160,7 +186,7 @@ def test_a_language_model_on_the_stream(data, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--tasks", "digit"], "--tasks 'digit' is unknown: use any of digits,novels"),
+        (["--tasks", "digit"], "--tasks 'digit' is unknown: use any of digits,images,novels"),
         (["--optimizers", "Adam"], "--optimizers 'Adam' is unknown"),
         (["--tasks", "novels"], "--data None: there is no novels"),
         (["--steps", "0"], "is not a positive number"),

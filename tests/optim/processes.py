@@ -137,6 +137,12 @@ def trained(rank: int, world: int, folder: Path) -> dict[str, Any]:
         train(model, optimizer, STOP, STEPS, rank, world)
         kept = sum(sharded.local(x).numel() for state in optimizer.state.values() for x in state.values())
         found[name] = {"fsdp": wholes(model), "first": first, "kept": kept}
+        if name == "m3":
+            again = fsdp(world)
+            same = make(again)
+            same.step = torch.compile(same.step, backend="aot_eager")  # type: ignore[method-assign]
+            train(again, same, 0, STEPS, rank, world)
+            found["compiled"] = wholes(again)
         copies = DistributedDataParallel(Odd())
         train(copies, make(copies), 0, STEPS, rank, world)
         found[name]["ddp"] = wholes(copies)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 from circadia.optim import DGD
@@ -128,6 +129,30 @@ def test_where_a_regression_settles(erase: float, share: float) -> None:
         (0.5 * (model(x) - x @ target.mT).square().sum(-1).mean()).backward()
         optimizer.step()
     assert torch.allclose(model.weight, share * target, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own look
+@pytest.mark.parametrize("how", ["model", "layers"])
+def test_a_compiled_model(how: str) -> None:
+    """Compiled as a whole or layer by layer, as training does: the hooks see every sample all the same."""
+    nets = [nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 4)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [DGD(net, lr=0.3) for net in nets]
+    torch._dynamo.reset()
+    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for module in nets[1] if how == "layers" else [nets[1]]:
+        module.compile(backend=frames)
+    for _ in range(3):
+        x = torch.randn(8, 5)
+        for net, optimizer in zip(nets, optimizers):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            assert all(seen["count"] == 8 for seen in optimizer.seen.values()) and len(optimizer.seen) == 2
+            optimizer.step()
+    torch._dynamo.reset()
+    assert frames.frame_count
+    for a, b in zip(nets[0].parameters(), nets[1].parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_hooks_can_be_taken_off() -> None:

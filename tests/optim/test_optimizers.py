@@ -230,6 +230,43 @@ def test_scaled_gradients(name: str) -> None:
 
 
 @every
+def test_forward_in_autocast(name: str) -> None:
+    """Half-precision products in the forward pass: whole weights, whole states, and it learns."""
+    net = Net()
+    optimizer = CASES[name].make(net, lr=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = net.loss(0).item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net.a(torch.ones(1, 4)).dtype == torch.bfloat16, "there is something to cast"
+            loss = net.loss(0)
+        loss.backward()
+        optimizer.step()
+    assert {x.dtype for x in [*values(net), *states(optimizer)] if x.ndim} == {torch.float32}
+    assert net.loss(0).item() < 0.95 * first
+
+
+@every
+def test_backward_and_step_in_autocast(name: str) -> None:
+    """The region around everything changes the forward pass alone: bit for bit what one around that gives."""
+    nets = Net(), Net()
+    optimizers = [CASES[name].make(net, lr=0.01) for net in nets]
+    for step in range(6):
+        for wide, net, optimizer in zip((False, True), nets, optimizers):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = net.loss(step)
+                if wide:
+                    loss.backward()
+                    optimizer.step()
+            if not wide:
+                loss.backward()
+                optimizer.step()
+    assert same(values(nets[0]), values(nets[1])) and same(*map(states, optimizers))
+
+
+@every
 def test_wrong_rate(name: str) -> None:
     for lr in (-0.1, float("nan"), "fast"):
         with pytest.raises((ValueError, TypeError), match=r"(?i)lr|learning rate|not supported"):

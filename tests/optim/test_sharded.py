@@ -51,6 +51,12 @@ def test_one_takes_up_what_two_have_saved(two, name: str) -> None:
     assert gap(processes.wholes(model), alone(name)) < 2e-5
 
 
+def test_a_compiled_step_of_shards(two) -> None:
+    """It runs as it is, whatever was asked for: the same bits, and no compilation at every step."""
+    for found in two[1]:
+        assert gap(found["compiled"], found["m3"]["fsdp"]) == 0
+
+
 def test_four_take_up_what_two_have_saved(two, tmp_path: Path) -> None:
     names = ["m3", "cms/adamw", "cms/m3"]
     for found in processes.together(tmp_path, processes.resumed, two[0], names, world=4, seconds=240):
