@@ -48,7 +48,9 @@ class Stream:
     model: "RetrofitModel"
     given: State
     state: State = field(init=False)
-    mine: set[str] = field(default_factory=set)  # sums made in this call, which may be added to in place
+    mine: set[str] = field(default_factory=set)  # entries made in this call, which may be written in place
+    wholes: dict[str, Tensor] = field(default_factory=dict)  # base and deltas added up, until one of the deltas moves
+    norms: dict[int, float] = field(default_factory=dict)  # of levels, after an update
 
     def __post_init__(self) -> None:
         self.state = dict(self.given)
@@ -58,17 +60,18 @@ class Stream:
         settings = self.model.settings
         end = window.start + window.size
         listening = [i for i, level in enumerate(settings.levels) if listens(level, end)] if window.scored else []
-        nats, found, grams = self.gradients(window, listening) if listening else (self.nats(window), {}, {})
+        due = [i for i, level in enumerate(settings.levels) if end % level.period == 0]
+        nats, found, grams = self.gradients(window, listening, due) if listening else (self.nats(window), {}, {})
         refused = "" if math.isfinite(nats) else "the loss is not finite"
-        if found and not refused and not math.isfinite(norm_of(found.values())):
+        slope = norm_of(found.values()) if found and not refused else 0.0
+        if not math.isfinite(slope):
             refused = "the gradient is not finite"
         if not refused:
             for i in listening:
                 self.collect(i, found, grams, window.scored)
         passing = dict.fromkeys(listening, found) if not refused else {}
-        for i, level in enumerate(settings.levels):
-            if end % level.period == 0:
-                self.update(i, level, passing.get(i, {}), grams, end, levels[i])
+        for i in due:
+            self.update(i, settings.levels[i], passing.get(i, {}), slope, levels[i])
         for i, level in enumerate(settings.levels[:-1]):
             if end % settings.levels[i + 1].period == 0:
                 self.follow(i, level)
@@ -89,53 +92,72 @@ class Stream:
         """The loss alone."""
         if not window.scored:
             return 0.0
-        with self.model.wearing(self.state) as base:
-            return float(nats_of(base, window))
+        model = self.model
+        if model.settings.target == "all":
+            with swapped(model.base, self.parameters()):
+                return float(nats_of(model.base, window))
+        readings = {name: self.reading(name, self.state) for name in model.sites}
+        with worn({reading.matrix.module: reading for reading in readings.values()}):
+            nats = float(nats_of(model.base, window))
+        self.wholes = {name: x for name, reading in readings.items() if (x := reading.kept) is not None}
+        return nats
+
+    def reading(self, name: str, held: State) -> Reading:
+        """Of one matrix."""
+        matrix = self.model.sites[name].matrix
+        assert matrix is not None
+        found = Reading(matrix, [x for _, x in self.model.deltas(self.state, name)], self.model.pairs(held, name))
+        found.kept = self.wholes.get(name)
+        return found
+
+    def parameters(self) -> dict[str, Tensor]:
+        """target="all": base and deltas."""
+        for name, p in self.model.base.named_parameters():
+            if name not in self.wholes:
+                deltas = [x for _, x in self.model.deltas(self.state, name)]
+                self.wholes[name] = (p.detach() + total(deltas)).to(p.dtype)
+        return self.wholes
 
     @torch.enable_grad()
-    def gradients(self, window: Window, listening: list[int]) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+    def gradients(
+        self, window: Window, listening: list[int], due: list[int]
+    ) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
         """Summed loss, its gradients by PART/NAME (of pairs by LEVEL/PART/NAME), and x x^T for DGD."""
         model, state = self.model, self.state
         leaves: dict[str, Tensor] = {}
         if model.settings.target == "all":
-            values = {}
-            for name, p in model.base.named_parameters():
-                value = p.detach() + total([x for _, x in model.deltas(state, name)])
-                values[name] = value.to(p.dtype).requires_grad_()
-                leaves[f"delta/{name}"] = values[name]
+            values = {name: x.detach().requires_grad_() for name, x in self.parameters().items()}
             with swapped(model.base, values):
                 nats = nats_of(model.base, window)
-            wide = {n: g.to(model.sites[n.partition("/")[2]].dtype) for n, g in _slopes(nats, leaves).items()}
-            return float(nats.detach()), wide, {}
-        readings: dict[Any, Reading] = {}
+            slopes = _slopes(nats, {f"delta/{name}": x for name, x in values.items()})
+            return float(nats.detach()), {n: g.to(model.sites[n[6:]].dtype) for n, g in slopes.items()}, {}
         watch = any(model.settings.levels[i].optimizer == "dgd" for i in listening)
         held = dict(state)
-        for name, site in model.sites.items():
-            assert site.matrix is not None
-            deltas = []
-            for i, x in model.deltas(state, name):
+        for i in listening:
+            for name in [key(i, part, site.name) for site in model.own[i] for part in ("a", "b")]:
+                if name in state:
+                    held[name] = leaves[name] = state[name].detach().requires_grad_()
+        moves = {site.name for i in due for site in model.own[i]}
+        learns = {
+            site.name for i in listening if "delta" in parts_of(model.settings.levels[i]) for site in model.own[i]
+        }
+        readings = {name: self.reading(name, held) for name in model.sites}
+        for name, reading in readings.items():
+            reading.brief = name in moves
+            reading.inputs = [] if watch else None
+            if name in learns:
                 # The sum is what the loss sees, so that one gradient serves every level of a stack.
-                if i in listening and f"delta/{name}" not in leaves:
-                    x = leaves[f"delta/{name}"] = x.detach().requires_grad_()
-                deltas.append(x)
-            for i in listening:
-                for part in parts_of(model.settings.levels[i]):
-                    own = key(i, part, name)
-                    if part != "delta" and own in state:
-                        held[own] = leaves[own] = state[own].detach().requires_grad_()
-            inputs: list | None = [] if watch else None
-            readings[site.matrix.module] = Reading(site.matrix, deltas, model.pairs(held, name), False, inputs)
-        with worn(readings):
+                reading.leaf = leaves[f"delta/{name}"] = reading.deltas[0].detach().requires_grad_()
+        with worn({reading.matrix.module: reading for reading in readings.values()}):
             nats = nats_of(model.base, window)
-        grads = _slopes(nats, leaves)
+        slopes = _slopes(nats, leaves)
+        self.wholes = {name: x for name, reading in readings.items() if (x := reading.kept) is not None}
         grams = {}
-        if watch:
-            for name, site in model.sites.items():
-                reading = readings[site.matrix.module]  # type: ignore[union-attr]
-                rows = torch.cat([x.reshape(-1, x.shape[-1])[-window.scored :] for x in reading.inputs or []])
-                rows = rows.to(site.dtype)
-                grams[name] = rows.mT @ rows
-        return float(nats.detach()), grads, grams
+        for name, reading in readings.items() if watch else ():
+            rows = torch.cat([x.reshape(-1, x.shape[-1])[-window.scored :] for x in reading.inputs or []])
+            rows = rows.to(model.sites[name].dtype)
+            grams[name] = rows.mT @ rows
+        return float(nats.detach()), slopes, grams
 
     def collect(self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int) -> None:
         """Into the open sum of a level; a level of one chunk takes the gradient as it is."""
@@ -162,12 +184,11 @@ class Stream:
             self.mine.add(name)
 
     @torch.no_grad()
-    def update(
-        self, i: int, level: LevelSettings, found: dict[str, Tensor], grams: dict[str, Tensor], end: int,
-        report: LevelReport,
-    ) -> None:  # fmt: skip
-        """A level whose period is over."""
+    def update(self, i: int, level: LevelSettings, found: dict[str, Tensor], slope: float, report: LevelReport) -> None:
+        """A level whose period is over. `slope` is the norm of all that was found."""
         state, sites = self.state, self.model.own[i]
+        for site in sites:
+            self.wholes.pop(site.name, None)
         if level.feed == "faster":
             self.take_over(i, level, report)
             return
@@ -189,11 +210,14 @@ class Stream:
             sizes=self.sizes(i) if level.bound is not None else {},
             rates=rates,
             decays=decays,
+            mine={n for n in names if key(i, n) in self.mine},
+            slope=slope if not stored and len(found) == len(names) else None,
+            norm=self.norms.get(i),
         )
         after = stepped(level, step)
         for name in [key(i, "grad", n) for n in names if stored] + [key(i, "gram", n.name) for n in sites]:
             if name in state:
-                state[name] = torch.zeros_like(state[name])
+                state[name] = state[name].zero_() if name in self.mine else torch.zeros_like(state[name])
                 self.mine.add(name)
         state[key(i, "count")] = torch.zeros_like(state[key(i, "count")])
         if after is None:
@@ -201,10 +225,12 @@ class Stream:
             return
         for n in names:
             state[key(i, n)] = after.memory[n]
+            self.mine.add(key(i, n))
             state |= {key(i, "opt", what, n): x for what, x in after.opt[n].items()}
         state[key(i, "steps")] = state[key(i, "steps")] + 1
         report.updates, report.moved = report.updates + 1, report.moved + after.moved
         report.norm, report.slope = after.norm, after.slope
+        self.norms[i] = after.norm
 
     def held(self, i: int, name: str) -> list[str]:
         """What a level's optimizer remembers."""
@@ -220,6 +246,7 @@ class Stream:
     def take_over(self, i: int, level: LevelSettings, report: LevelReport) -> None:
         """feed="faster": a share of what the next faster level holds moves here; their sum stays what it is."""
         moved = []
+        self.norms.pop(i - 1, None)
         for site in self.model.own[i]:
             fast, slow = key(i - 1, "delta", site.name), key(i, "delta", site.name)
             share = level.transfer * self.state[fast]
