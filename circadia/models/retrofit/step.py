@@ -1,8 +1,8 @@
 """One update of one level: mean gradient, clip, rule, retention, bound. Pure functions of tensors."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Step:
     rates: Mapping[str, Any]  # by NAME
     decays: Mapping[str, Any]
     mine: Collection[str] = ()  # of the memory: what may be written in place
-    slope: float | None = None  # norm of the sums, if it is known
+    lengths: Tensors = field(default_factory=dict)  # norms of the sums, if they are known
     norm: float | None = None  # of the memory, if it is known
 
 
@@ -71,8 +71,13 @@ class Stepped:
 
 def norm_of(tensors: Any) -> float:
     """Over all of them."""
-    norms = [torch.linalg.vector_norm(x) for x in tensors]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    return joint(torch.linalg.vector_norm(x) for x in tensors)
+
+
+def joint(norms: Iterable[Tensor]) -> float:
+    """The norm of several tensors together, from their norms."""
+    found = list(norms)
+    return float(torch.stack(found).norm()) if found else 0.0
 
 
 def stepped(level: LevelSettings, step: Step) -> Stepped | None:
@@ -85,7 +90,8 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
     delta  = delta + decay (anchor - delta)      retention
     delta  = delta min(1, bound |W| / |delta|)   per matrix
     """
-    slope = (norm_of(step.sums.values()) if step.slope is None else step.slope) / step.count
+    lengths = step.lengths or {name: torch.linalg.vector_norm(x) for name, x in step.sums.items()}
+    slope = joint(lengths.values()) / step.count
     if not math.isfinite(slope):
         return None
     factor = 1.0 if level.clip is None or slope <= level.clip else level.clip / slope
@@ -93,7 +99,7 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
         factor = 1 / slope if slope > 0 else 0.0
     factor = factor if level.reduction == "sum" else factor / step.count
     if level.optimizer in ("gd", "ngd") and level.bound is None and not step.anchors:
-        return _descended(level, step, factor, slope)
+        return _descended(level, step, factor, slope, lengths)
     rule = rule_of(level)
     memory: Tensors = {}
     opt: dict[str, Tensors] = {}
@@ -117,7 +123,7 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
     return Stepped(memory, opt, moved, norm, slope)
 
 
-def _descended(level: LevelSettings, step: Step, factor: float, slope: float) -> Stepped | None:
+def _descended(level: LevelSettings, step: Step, factor: float, slope: float, lengths: Tensors) -> Stepped | None:
     """The same for plain gradient descent toward the base, in place where it may, with each matrix met once.
 
     delta = (1 - decay) (delta - rate g): the lengths of the change and of the new delta follow from three products.
@@ -130,8 +136,8 @@ def _descended(level: LevelSettings, step: Step, factor: float, slope: float) ->
     memory: Tensors = {}
     products, shares = [], []
     for name, old in step.memory.items():
-        grad, x = step.sums[name].reshape(-1), old.reshape(-1)
-        products.append(torch.stack((x.dot(x), x.dot(grad), grad.dot(grad))))
+        both = old.reshape(-1).dot(step.sums[name].reshape(-1))
+        products.append(torch.stack((torch.linalg.vector_norm(old), both, lengths[name])))
         fades = level.fades and not name.startswith("a/")
         keep = 1 - float(step.decays[name.partition("/")[2]]) if fades else 1.0
         rate = keep * rates[name]
@@ -140,9 +146,9 @@ def _descended(level: LevelSettings, step: Step, factor: float, slope: float) ->
         new = new.mul_(keep) if fades else new
         memory[name] = new.add_(step.sums[name], alpha=-rate)
     moved = norm = 0.0
-    for (xx, xg, gg), (fade, keep, rate) in zip(torch.stack(products).tolist(), shares):
-        moved += fade**2 * xx - 2 * fade * rate * xg + rate**2 * gg
-        norm += keep**2 * xx - 2 * keep * rate * xg + rate**2 * gg
+    for (x, both, g), (fade, keep, rate) in zip(torch.stack(products).tolist(), shares):
+        moved += (fade * x) ** 2 - 2 * fade * rate * both + (rate * g) ** 2
+        norm += (keep * x) ** 2 - 2 * keep * rate * both + (rate * g) ** 2
     return Stepped(memory, {name: {} for name in memory}, max(moved, 0.0) ** 0.5, max(norm, 0.0) ** 0.5, slope)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from circadia.models.retrofit.report import ChunkReport, LevelReport
 from circadia.models.retrofit.settings import LevelSettings
 from circadia.models.retrofit.state import State, key, parts_of
-from circadia.models.retrofit.step import Step, norm_of, stepped
+from circadia.models.retrofit.step import Step, joint, norm_of, stepped
 from circadia.models.retrofit.wear import Reading, swapped, total, worn
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ class Stream:
         due = [i for i, level in enumerate(settings.levels) if end % level.period == 0]
         nats, found, grams = self.gradients(window, listening, due) if listening else (self.nats(window), {}, {})
         refused = "" if math.isfinite(nats) else "the loss is not finite"
-        slope = norm_of(found.values()) if found and not refused else 0.0
-        if not math.isfinite(slope):
+        lengths = {name: torch.linalg.vector_norm(x) for name, x in found.items()} if not refused else {}
+        if not math.isfinite(joint(lengths.values())):
             refused = "the gradient is not finite"
         if not refused:
             for i in listening:
                 self.collect(i, found, grams, window.scored)
         passing = dict.fromkeys(listening, found) if not refused else {}
         for i in due:
-            self.update(i, settings.levels[i], passing.get(i, {}), slope, levels[i])
+            self.update(i, settings.levels[i], passing.get(i, {}), lengths, levels[i])
         for i, level in enumerate(settings.levels[:-1]):
             if end % settings.levels[i + 1].period == 0:
                 self.follow(i, level)
@@ -160,8 +160,13 @@ class Stream:
         return float(nats.detach()), slopes, grams
 
     def collect(self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int) -> None:
-        """Into the open sum of a level; a level of one chunk takes the gradient as it is."""
+        """Into the open sum of a level; a level of one chunk takes the gradient as it is.
+
+        Where the next faster level gathers the same, its sum is taken over when its period ends.
+        """
         state, level = self.state, self.model.settings.levels[i]
+        if self.follows(i):
+            return
         for site in self.model.own[i]:
             for part in parts_of(level):
                 name = key(i, "grad", part, site.name)
@@ -170,6 +175,19 @@ class Stream:
             if level.optimizer == "dgd":
                 self.add(key(i, "gram", site.name), grams[site.name])
         state[key(i, "count")] = state[key(i, "count")] + scored
+
+    def follows(self, i: int) -> bool:
+        """Does a level take its gradients from the sum of the next faster one?"""
+        levels, own = self.model.settings.levels, self.model.own
+        return (
+            i > 0
+            and own[i] == own[i - 1]
+            and levels[i - 1].period > self.model.settings.chunk
+            and all(
+                (one.feed, one.capacity, one.listen) == ("gradient", "full", None) and one.optimizer != "dgd"
+                for one in levels[i - 1 : i + 1]
+            )
+        )
 
     def of(self, found: dict[str, Tensor], i: int, part: str, name: str) -> Tensor:
         """The gradient of a level's entry."""
@@ -184,8 +202,10 @@ class Stream:
             self.mine.add(name)
 
     @torch.no_grad()
-    def update(self, i: int, level: LevelSettings, found: dict[str, Tensor], slope: float, report: LevelReport) -> None:
-        """A level whose period is over. `slope` is the norm of all that was found."""
+    def update(
+        self, i: int, level: LevelSettings, found: dict[str, Tensor], lengths: dict[str, Tensor], report: LevelReport
+    ) -> None:
+        """A level whose period is over. `lengths` are the norms of what was found."""
         state, sites = self.state, self.model.own[i]
         for site in sites:
             self.wholes.pop(site.name, None)
@@ -211,10 +231,14 @@ class Stream:
             rates=rates,
             decays=decays,
             mine={n for n in names if key(i, n) in self.mine},
-            slope=slope if not stored and len(found) == len(names) else None,
+            lengths={} if stored else {n: self.of(lengths, i, *n.split("/", 1)) for n in names},
             norm=self.norms.get(i),
         )
         after = stepped(level, step)
+        if i + 1 < len(self.model.own) and self.follows(i + 1):
+            for n in names:
+                self.add(key(i + 1, "grad", n), state[key(i, "grad", n)])
+            state[key(i + 1, "count")] = state[key(i + 1, "count")] + count
         for name in [key(i, "grad", n) for n in names if stored] + [key(i, "gram", n.name) for n in sites]:
             if name in state:
                 state[name] = state[name].zero_() if name in self.mine else torch.zeros_like(state[name])
