@@ -32,10 +32,11 @@ from circadia.models.retrofit import RetrofitModel, adapt, retrofit
 CHUNK = 256
 CONTROL, UNADAPTED = "control", "unadapted"
 ARMS = (CONTROL, UNADAPTED, "rates only", "first order", "second order")
-LEVELS = {"periods": [CHUNK], "context": 0, "layers": "last:2", "anchor": "base", "decay": 0.01}
+LEVELS: dict[str, Any] = {"periods": [CHUNK], "context": 0, "layers": "last:2", "anchor": "base", "decay": 0.01}
 RATE = 0.3  # where learned rates begin
 RATES = (0.1, 0.3, 1.0, 3.0)  # that the unadapted arm chooses from
 BATCH, CHUNKS = 4, 8  # of a training step
+OF_EACH = 128  # kilobytes of a novel, of which the last tenth is kept back
 OTHER = ("legal", "medical", "code")
 PLACES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 24), (25, 32))  # chunks of a sequence, from 1 on
 
@@ -137,7 +138,7 @@ def _rows(model: RetrofitModel, folder: Path, data: Path) -> Tensor:
     """What is trained on: the novels of the base's own authors, without their last tenths."""
     length = CHUNK * CHUNKS
     encode = encoder(folder, model)
-    parts = [encode(text[: 9 * len(text) // 10]).tokens for text in streams.own_novels(data)]
+    parts = [encode(text[: 9 * len(text) // 10]).tokens for text in streams.own_novels(data, OF_EACH)]
     rows = [part[: len(part) // length * length].view(-1, length) for part in parts if len(part) >= length]
     if not rows:
         raise ValueError(f"no novel in {data}/novels100 has {length:,} tokens: give longer ones")
@@ -146,7 +147,7 @@ def _rows(model: RetrofitModel, folder: Path, data: Path) -> Tensor:
 
 def _kept(data: Path) -> bytes:
     """The last tenths: to choose a rate on."""
-    return b"".join(text[9 * len(text) // 10 :] for text in streams.own_novels(data))
+    return b"".join(text[9 * len(text) // 10 :] for text in streams.own_novels(data, OF_EACH))
 
 
 def _sequences(texts: list[Text], count: int, chunks: int) -> Tensor:

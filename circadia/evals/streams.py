@@ -69,9 +69,10 @@ def own_text(data: Path, kilobytes: int = 64) -> bytes:
     return b"".join(text[len(text) // 2 :][:size] for _, text in sorted(middles.items()))
 
 
-def own_novels(data: Path) -> list[bytes]:
-    """The novels of the authors that the base was trained on."""
-    return [_plain(n["text"])[FRONT:] for n in _novels(data) if n["author"] not in HELD_OUT]
+def own_novels(data: Path, kilobytes: int) -> list[bytes]:
+    """As much of each novel of the authors that the base was trained on."""
+    end = FRONT + 1024 * kilobytes
+    return [_plain(n["text"][FRONT:end]) for n in _novels(data) if n["author"] not in HELD_OUT]
 
 
 def source_text(data: Path, source: str) -> bytes:

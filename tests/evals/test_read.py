@@ -1,16 +1,12 @@
 """Reading on: the arithmetic by hand, the streams from small files, and a few arms from end to end."""
 
-import gzip
-import json
-import lzma
+import functools
 
 import pytest
-import torch
 
 from circadia.evals import read, streams
 from circadia.evals.read import Point, at_gain, points, ratios
 from circadia.evals.suite import Options, Record
-from circadia.models import HopeForCausalLM, preset
 
 
 def record(arm, rate=0.0, stream="a", base="b", **scores):
@@ -58,37 +54,6 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert ratios(found, "full", 0.1, "forget") == pytest.approx([1.0, 1.0])
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Sources of the same layout, each made of words of its own."""
-
-    def words(stem, kilobytes):
-        return " ".join(f"{stem}{i}" for i in range(kilobytes * 1024 // 8))
-
-    novels = [("Conrad", "sea"), ("Woolf", "lit"), ("Cbronte", "moor"), ("Kipling", "jun"), ("Hardy", "wes")]
-    (tmp_path / "novels100").mkdir()
-    with lzma.open(tmp_path / "novels100/novels.jsonl.xz", "wt") as file:
-        for author, stem in novels:
-            file.write(json.dumps({"author": author, "title": stem, "year": 1900, "text": words(stem, 96)}) + "\n")
-    (tmp_path / "domains").mkdir()
-    for name, stem in (("legal.txt", "law"), ("medical.txt", "med")):
-        with gzip.open(tmp_path / f"domains/{name}.gz", "wt") as file:
-            file.write(words(stem, 96))
-    rows = {
-        "code_mbpp": [{"text": "add", "code": f"x = {i}", "test_list": ["assert x"]} for i in range(4000)],
-        "code_HumanEval": [{"prompt": "def f():\n", "canonical_solution": "    return 1\n"}],
-        "math_gsm8k_train": [{"question": f"{i} + {i}?", "answer": f"{2 * i}"} for i in range(9000)],
-    }
-    for name, lines in rows.items():
-        with gzip.open(tmp_path / f"domains/{name}.jsonl.gz", "wt") as file:
-            file.write("\n".join(map(json.dumps, lines)))
-    streams._novels.cache_clear()
-    read._own.cache_clear()
-    yield tmp_path
-    streams._novels.cache_clear()
-    read._own.cache_clear()
-
-
 def test_a_stream_is_made_of_its_sources(data) -> None:
     found = streams.stream(data, "a", kilobytes=2, unseen=1)
     assert [p.source for p in found] == ["Conrad", "legal", "medical", "code"]
@@ -119,7 +84,8 @@ def test_a_passage_over_the_end_goes_on_at_the_beginning(data, monkeypatch) -> N
 def test_own_text_is_of_authors_that_were_trained_on(data) -> None:
     assert b"wes" in (own := streams.own_text(data, 2)) and len(own) == 2048
     assert not any(stem in own for stem in (b"sea", b"lit", b"moor", b"jun"))
-    assert [b"wes" in text for text in streams.own_novels(data)] == [True]
+    (novel,) = streams.own_novels(data, 3)
+    assert b"wes" in novel and len(novel) == 3072
 
 
 @pytest.mark.parametrize(
@@ -138,18 +104,9 @@ def test_bad_input_is_named(data, call, said) -> None:
         call(data)
 
 
-@pytest.fixture
-def base(tmp_path):
-    """Two layers over bytes, as if trained a little."""
-    torch.manual_seed(0)
-    config = preset("transformer++", "tiny")
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "vocab_size": 256}  # fmt: skip
-    HopeForCausalLM(type(config).from_dict({**config.to_dict(), **small})).save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-def test_two_arms_from_end_to_end(data, base, tmp_path) -> None:
+def test_two_arms_from_end_to_end(data, base, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(read, "_own", lambda folder: streams.own_text(folder, 1))
+    monkeypatch.setattr(streams, "stream", functools.partial(streams.stream, unseen=1))
     options = Options(depth="quick", data=data, bases=(base,), models=("MLPs",))
     plan = [{**run, "kilobytes": 3} for run in read.runs(options, [])]
     assert {run["arm"] for run in plan} == {"frozen", "full", "MLPs"}
