@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "one level": ({"periods": [1]}, 3.2),
     "three levels stacked": ({"periods": [1, 4, 16]}, 3.2),
     "every parameter": ({"periods": [1], "target": "all"}, 3.2),
-    "three levels, low rank": ({"periods": [1, 4, 16], "capacity": "lowrank", "rank": 8}, 3.2),
+    "three levels of low rank": ({"periods": [1, 4, 16], "capacity": "lowrank", "rank": 8}, 3.2),
     "last quarter of the layers": ({"periods": [1], "layers": "last quarter"}, 2.0),
     "only the slowest level due": ({"periods": [8], "listen": 1}, 1.3),
 }
