@@ -168,7 +168,7 @@ def encoder(folder: Path, model: RetrofitModel) -> Callable[[bytes], Text]:
 
     def encode(text: bytes) -> Text:
         if tokenizer.bytes:
-            return Text(torch.tensor(list(text)), len(text))
+            return Text(torch.frombuffer(bytearray(text), dtype=torch.uint8).long(), len(text))
         tokens, _ = tokenizer.encode(text.decode("utf-8", "ignore"))
         return Text(torch.tensor(tokens.astype("int64")), len(text))
 

@@ -69,6 +69,12 @@ def own_text(data: Path, kilobytes: int = 64) -> bytes:
     return b"".join(text[len(text) // 2 :][:size] for _, text in sorted(middles.items()))
 
 
+def own_novels(data: Path, kilobytes: int) -> list[bytes]:
+    """As much of each novel of the authors that the base was trained on."""
+    end = FRONT + 1024 * kilobytes
+    return [_plain(n["text"][FRONT:end]) for n in _novels(data) if n["author"] not in HELD_OUT]
+
+
 def source_text(data: Path, source: str) -> bytes:
     """All the text of a source."""
     if source in _READERS:

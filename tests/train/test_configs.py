@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from circadia.models.retrofit import retrofit
 from circadia.train import load, train
 from circadia.train import loop as loop_file
 from circadia.train.log import read
@@ -54,3 +55,25 @@ def test_levels_of_the_stream_step_every_so_many_tokens(config):
         moved.append([not torch.equal(a, b) for a, b in zip(before, levels)])
     assert moved == [[True, False, False]] * 3 + [[True, True, False]]
     assert not loop_file.watch.watch(run.net, torch.zeros(1, 32, dtype=torch.long)).keys() & {"cms-8", "cms-16"}
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_a_trained_base_is_adapted(config, tmp_path, first_order):
+    """configs/adapt-novels.yaml and the override that it names, on a base that `circadia train` has made."""
+    first = train(
+        config("train.tokens=256", f"out={tmp_path / 'base'}", model={"preset": "transformer++/tiny", "config": MODEL})
+    )
+    changes = [f"model.path={first.folder / 'model'}", "model.retrofit.periods=[8]", "model.retrofit.layers=last:1"]
+    changes += [f"model.retrofit.first_order={first_order}", "data.heldout=['1.txt']", "data.length=32"]
+    changes += [
+        f"data.path={config().data.path}",
+        f"out={tmp_path / 'adapted'}",
+        "train.device=cpu",
+        "train.tokens=512",
+    ]
+    result = train(load(loop_file.Path(__file__).parents[2] / "configs" / "adapt-novels.yaml", changes))
+    model = retrofit(result.folder / "model")
+    assert model.learned.first_order is first_order and model.settings.levels[0].anchor == "base"
+    assert losses(result)[-1] < losses(result)[0]
+    (moved,) = (part.abs() for part in model.learned.log_rate)
+    assert (moved > 0).all() and all(part.abs().min() > 0 for part in model.learned.decay)

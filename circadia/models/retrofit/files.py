@@ -174,11 +174,21 @@ def fingerprint(base: nn.Module) -> str:
     """SHA-256 of what a base is: its config, and names, types, shapes and bytes of its weights."""
     config = {name: value for name, value in base.config.to_dict().items() if name not in FREE}  # type: ignore[union-attr,operator]
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, x in sorted(base.state_dict().items()):
-        if x.device.type == "meta":
-            raise ValueError(f"{name} is on the meta device: load the weights of the base first")
-        memory_file.digest(found, name, x)
+    for whole, tensor in sorted(base.state_dict().items()):
+        for name, x in _stored(whole, tensor):
+            if x.device.type == "meta":
+                raise ValueError(f"{name} is on the meta device: load the weights of the base first")
+            memory_file.digest(found, name, x)
     return found.hexdigest()
+
+
+def _stored(name: str, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a quantised one is made of."""
+    if not hasattr(x, "__tensor_flatten__"):
+        yield name, x
+        return
+    for part in x.__tensor_flatten__()[0]:
+        yield from _stored(f"{name}.{part}", getattr(x, part))
 
 
 @contextlib.contextmanager

@@ -60,14 +60,15 @@ def teach(
     model.check(state)
     settings, stream = model.settings.levels[level], Stream(model, state)
     with _reading(model):
-        nats, found, grams = stream.gradients(loss, [level], 0)
+        nats, found, grams = stream.gradients(loss, [level], [], 0)
         sums = {
             f"{part}/{s.name}": stream.of(found, level, part, s.name)
             for part in parts_of(settings)
             for s in model.own[level]
         }
         with torch.no_grad():
-            after = stream.stepped(level, settings, sums, 1, {f"delta/{name}": x for name, x in grams.items()})
+            squares = {f"delta/{name}": x for name, x in grams.items()}
+            after = stream.stepped(level, sums, 1, squares, {}, whole=False)
             if after is not None and math.isfinite(nats):
                 stream.write(level, after, weight, LevelReport(f"level {level}", settings.period))
     return nats, stream.state

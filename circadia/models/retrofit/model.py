@@ -161,7 +161,7 @@ class RetrofitModel(nn.Module):
             moved = [x for x in deltas[name] if next(answers)]
             pairs = self.pairs(state, name) if state else []
             pairs = [pair for pair, there in zip(pairs, holds([b for _, b in pairs])) if there]
-            found[site.matrix.module] = Reading(site.matrix, moved, pairs, keep=True)
+            found[site.matrix.module] = Reading(site.matrix, moved, pairs)
         return found
 
     def whole(self, state: State) -> dict[str, Tensor]:

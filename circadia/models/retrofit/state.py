@@ -4,13 +4,14 @@
     level0/a/NAME, level0/b/NAME low-rank: A [slots, r, in] and B [slots, out, r]
     level0/mask                  low-rank: which slots are in use, bool [slots]
     level0/grad/PART/NAME        sum over tokens of the gradient since the last step; only where a period has several
-                                 chunks. PART is delta, a or b
+                                 chunks. PART is delta, a or b. In a stack of full deltas a slower level's sum grows
+                                 when the period of the next faster one ends, by the sum of that one
     level0/gram/NAME             DGD: sum of x x^T since the last step, [in, in]
     level0/opt/WHAT/PART/NAME    what the optimizer of the level remembers
     level0/anchor/PART/NAME      the slow copy that an unstacked level decays to (anchor="slower")
     level0/steps                 updates made, int64
-    level0/count                 tokens in the open sum, int64
-    level0/weight                of the tokens in the open sum, float64; only where chunks were weighed
+    level0/count                 tokens in that sum, int64
+    level0/weight                of the tokens in that sum, float64; only where chunks were weighed
     clock/tokens                 tokens of all whole chunks learned so far, int64
     stream/context               the last tokens before the open chunk, int64 [up to context, at least 1]
     stream/pending               tokens of the open chunk, int64 [less than a chunk]

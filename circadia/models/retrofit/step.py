@@ -1,8 +1,8 @@
 """One update of one level: mean gradient, clip, rule, retention, bound. Pure functions of tensors."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ class Step:
     sizes: Mapping[str, float]  # norm of the base's matrix, by NAME, where a bound asks for it
     rates: Mapping[str, Any]  # by NAME
     decays: Mapping[str, Any]
+    mine: Collection[str] = ()  # of the memory: what may be written in place
+    lengths: Tensors = field(default_factory=dict)  # norms of the sums, if they are known
+    norm: float | None = None  # of the memory, if it is known
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,13 @@ class Stepped:
 
 def norm_of(tensors: Any) -> float:
     """Over all of them."""
-    found = list(tensors)
-    return float(torch.stack(torch._foreach_norm(found)).norm()) if found else 0.0
+    return joint(torch.linalg.vector_norm(x) for x in tensors)
+
+
+def joint(norms: Iterable[Tensor]) -> float:
+    """The norm of several tensors together, from their norms."""
+    found = list(norms)
+    return float(torch.stack(found).norm()) if found else 0.0
 
 
 def stepped(level: LevelSettings, step: Step) -> Stepped | None:
@@ -82,13 +90,16 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
     delta  = delta + decay (anchor - delta)      retention
     delta  = delta min(1, bound |W| / |delta|)   per matrix
     """
-    slope = norm_of(step.sums.values()) / step.count
+    lengths = step.lengths or {name: torch.linalg.vector_norm(x) for name, x in step.sums.items()}
+    slope = joint(lengths.values()) / step.count
     if not math.isfinite(slope):
         return None
     factor = 1.0 if level.clip is None or slope <= level.clip else level.clip / slope
     if level.optimizer == "ngd":
         factor = 1 / slope if slope > 0 else 0.0
     factor = factor if level.reduction == "sum" else factor / step.count
+    if level.optimizer in ("gd", "ngd") and level.bound is None and not step.anchors:
+        return _descended(level, step, factor, slope, lengths)
     rule = rule_of(level)
     memory: Tensors = {}
     opt: dict[str, Tensors] = {}
@@ -105,11 +116,40 @@ def stepped(level: LevelSettings, step: Step) -> Stepped | None:
         memory[name] = faded(level, name, new, step.anchors.get(name), step.decays[where])
     if level.bound is not None:
         memory = bounded(memory, {name: level.bound * size for name, size in step.sizes.items()})
-    moved = norm_of([memory[name] - old for name, old in step.memory.items()])
+    moved = norm_of(memory[name] - old for name, old in step.memory.items())
     norm = norm_of(memory.values())
     if not math.isfinite(moved) or not math.isfinite(norm):
         return None
     return Stepped(memory, opt, moved, norm, slope)
+
+
+def _descended(level: LevelSettings, step: Step, factor: float, slope: float, lengths: Tensors) -> Stepped | None:
+    """The same for plain gradient descent toward the base, in place where it may, with each matrix met once.
+
+    delta = (1 - decay) (delta - rate g): the lengths of the change and of the new delta follow from three products.
+    """
+    before = norm_of(step.memory.values()) if step.norm is None else step.norm
+    rates = {name: float(step.rates[name.partition("/")[2]]) * factor for name in step.memory}
+    limit = torch.finfo(next(iter(step.memory.values())).dtype).max ** 0.5
+    if not before + max(rates.values()) * slope * step.count < limit:
+        return None
+    memory: Tensors = {}
+    products, shares = [], []
+    for name, old in step.memory.items():
+        both = old.reshape(-1).dot(step.sums[name].reshape(-1))
+        products.append(torch.stack((torch.linalg.vector_norm(old), both, lengths[name])))
+        fades = level.fades and not name.startswith("a/")
+        keep = 1 - float(step.decays[name.partition("/")[2]]) if fades else 1.0
+        rate = keep * rates[name]
+        shares.append((keep - 1, keep, rate))
+        new = old if name in step.mine else old.clone()
+        new = new.mul_(keep) if fades else new
+        memory[name] = new.add_(step.sums[name], alpha=-rate)
+    moved = norm = 0.0
+    for (x, both, g), (fade, keep, rate) in zip(torch.stack(products).tolist(), shares):
+        moved += (fade * x) ** 2 - 2 * fade * rate * both + (rate * g) ** 2
+        norm += (keep * x) ** 2 - 2 * keep * rate * both + (rate * g) ** 2
+    return Stepped(memory, {name: {} for name in memory}, max(moved, 0.0) ** 0.5, max(norm, 0.0) ** 0.5, slope)
 
 
 def faded(level: LevelSettings, name: str, memory: Tensor, anchor: Tensor | None, decay: Any) -> Tensor:

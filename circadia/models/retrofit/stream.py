@@ -12,7 +12,7 @@ from torch import Tensor
 from circadia.models.retrofit.report import ChunkReport, LevelReport
 from circadia.models.retrofit.settings import LevelSettings
 from circadia.models.retrofit.state import State, key, parts_of
-from circadia.models.retrofit.step import Step, Stepped, norm_of, stepped
+from circadia.models.retrofit.step import Step, Stepped, joint, norm_of, stepped
 from circadia.models.retrofit.wear import Reading, swapped, total, worn
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ def _slopes(nats: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(leaves.items(), found)}
 
 
+def _times(tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    return {name: factor * x for name, x in tensors.items()}
+
+
 @dataclass
 class Stream:
     """A state on its way through chunks. The tensors of the state that came in are never written."""
@@ -52,7 +56,9 @@ class Stream:
     given: State
     weigh: Weigh | None = None
     state: State = field(init=False)
-    mine: set[str] = field(default_factory=set)  # sums made in this call, which may be added to in place
+    mine: set[str] = field(default_factory=set)  # entries made in this call, which may be written in place
+    wholes: dict[str, Tensor] = field(default_factory=dict)  # base and deltas added up, until one of the deltas moves
+    norms: dict[int, float] = field(default_factory=dict)  # of levels, after an update
 
     def __post_init__(self) -> None:
         self.state = dict(self.given)
@@ -62,12 +68,14 @@ class Stream:
         settings = self.model.settings
         end = window.start + window.size
         listening = [i for i, level in enumerate(settings.levels) if listens(level, end)] if window.scored else []
+        due = [i for i, level in enumerate(settings.levels) if end % level.period == 0]
         if listening:
-            nats, found, grams = self.gradients(lambda base: nats_of(base, window), listening, window.scored)
+            nats, found, grams = self.gradients(lambda base: nats_of(base, window), listening, due, window.scored)
         else:
             nats, found, grams = self.nats(window), {}, {}
         refused = "" if math.isfinite(nats) else "the loss is not finite"
-        if found and not refused and not math.isfinite(norm_of(found.values())):
+        lengths = {name: torch.linalg.vector_norm(x) for name, x in found.items()} if not refused else {}
+        if not math.isfinite(joint(lengths.values())):
             refused = "the gradient is not finite"
         chunk = ChunkReport(window.start, window.scored, nats / max(1, window.scored), refused)
         weight = 1.0
@@ -78,14 +86,12 @@ class Stream:
             chunk = replace(chunk, weight=weight)
         if not refused:
             if weight != 1:
-                found = {name: weight * g for name, g in found.items()}
-                grams = {name: weight * g for name, g in grams.items()}
+                found, grams, lengths = (_times(x, weight) for x in (found, grams, lengths))
             for i in listening:
                 self.collect(i, found, grams, window.scored, weight)
         passing = dict.fromkeys(listening, found) if not refused else {}
-        for i, level in enumerate(settings.levels):
-            if end % level.period == 0:
-                self.update(i, level, passing.get(i, {}), grams, end, levels[i])
+        for i in due:
+            self.update(i, settings.levels[i], passing.get(i, {}), lengths, levels[i])
         for i, level in enumerate(settings.levels[:-1]):
             if end % settings.levels[i + 1].period == 0:
                 self.follow(i, level)
@@ -106,61 +112,81 @@ class Stream:
         """The loss alone."""
         if not window.scored:
             return 0.0
-        with self.model.wearing(self.state) as base:
-            return float(nats_of(base, window))
+        model = self.model
+        if model.settings.target == "all":
+            with swapped(model.base, self.parameters()):
+                return float(nats_of(model.base, window))
+        readings = {name: self.reading(name, self.state) for name in model.sites}
+        with worn({reading.matrix.module: reading for reading in readings.values()}):
+            nats = float(nats_of(model.base, window))
+        self.wholes = {name: x for name, reading in readings.items() if (x := reading.kept) is not None}
+        return nats
+
+    def reading(self, name: str, held: State) -> Reading:
+        """Of one matrix."""
+        matrix = self.model.sites[name].matrix
+        assert matrix is not None
+        found = Reading(matrix, [x for _, x in self.model.deltas(self.state, name)], self.model.pairs(held, name))
+        found.kept = self.wholes.get(name)
+        return found
+
+    def parameters(self) -> dict[str, Tensor]:
+        """target="all": base and deltas."""
+        for name, p in self.model.base.named_parameters():
+            if name not in self.wholes:
+                deltas = [x for _, x in self.model.deltas(self.state, name)]
+                self.wholes[name] = (p.detach() + total(deltas)).to(p.dtype)
+        return self.wholes
 
     @torch.enable_grad()
     def gradients(
-        self, loss: Callable[[Any], Tensor], listening: list[int], scored: int
+        self, loss: Callable[[Any], Tensor], listening: list[int], due: list[int], scored: int
     ) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
         """Summed loss, its gradients by PART/NAME (of pairs by LEVEL/PART/NAME), and x x^T for DGD."""
         model, state = self.model, self.state
         leaves: dict[str, Tensor] = {}
         if model.settings.target == "all":
-            values = {}
-            for name, p in model.base.named_parameters():
-                value = p.detach() + total([x for _, x in model.deltas(state, name)])
-                values[name] = value.to(p.dtype).requires_grad_()
-                leaves[f"delta/{name}"] = values[name]
+            values = {name: x.detach().requires_grad_() for name, x in self.parameters().items()}
             with swapped(model.base, values):
                 nats = loss(model.base)
-            wide = {n: g.to(model.sites[n.partition("/")[2]].dtype) for n, g in _slopes(nats, leaves).items()}
-            return float(nats.detach()), wide, {}
-        readings: dict[Any, Reading] = {}
+            slopes = _slopes(nats, {f"delta/{name}": x for name, x in values.items()})
+            return float(nats.detach()), {n: g.to(model.sites[n[6:]].dtype) for n, g in slopes.items()}, {}
         watch = any(model.settings.levels[i].optimizer == "dgd" for i in listening)
         held = dict(state)
-        for name, site in model.sites.items():
-            assert site.matrix is not None
-            deltas = []
-            for i, x in model.deltas(state, name):
+        for i in listening:
+            for name in [key(i, part, site.name) for site in model.own[i] for part in ("a", "b")]:
+                if name in state:
+                    held[name] = leaves[name] = state[name].detach().requires_grad_()
+        moves = {site.name for i in due for site in model.own[i]}
+        learns = {
+            site.name for i in listening if "delta" in parts_of(model.settings.levels[i]) for site in model.own[i]
+        }
+        readings = {name: self.reading(name, held) for name in model.sites}
+        for name, reading in readings.items():
+            reading.brief = name in moves
+            reading.inputs = [] if watch else None
+            if name in learns:
                 # The sum is what the loss sees, so that one gradient serves every level of a stack.
-                if i in listening and f"delta/{name}" not in leaves:
-                    x = leaves[f"delta/{name}"] = x.detach().requires_grad_()
-                deltas.append(x)
-            for i in listening:
-                for part in parts_of(model.settings.levels[i]):
-                    own = key(i, part, name)
-                    if part != "delta" and own in state:
-                        held[own] = leaves[own] = state[own].detach().requires_grad_()
-            inputs: list | None = [] if watch else None
-            readings[site.matrix.module] = Reading(site.matrix, deltas, model.pairs(held, name), False, inputs)
-        with worn(readings):
+                reading.leaf = leaves[f"delta/{name}"] = reading.deltas[0].detach().requires_grad_()
+        with worn({reading.matrix.module: reading for reading in readings.values()}):
             nats = loss(model.base)
-        grads = _slopes(nats, leaves)
+        slopes = _slopes(nats, leaves)
+        self.wholes = {name: x for name, reading in readings.items() if (x := reading.kept) is not None}
         grams = {}
-        if watch:
-            for name, site in model.sites.items():
-                reading = readings[site.matrix.module]  # type: ignore[union-attr]
-                rows = torch.cat([x.reshape(-1, x.shape[-1])[-scored:] for x in reading.inputs or []])
-                rows = rows.to(site.dtype)
-                grams[name] = rows.mT @ rows
-        return float(nats.detach()), grads, grams
+        for name, reading in readings.items() if watch else ():
+            rows = torch.cat([x.reshape(-1, x.shape[-1])[-scored:] for x in reading.inputs or []])
+            rows = rows.to(model.sites[name].dtype)
+            grams[name] = rows.mT @ rows
+        return float(nats.detach()), slopes, grams
 
-    def collect(
-        self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int, weight: float = 1.0
-    ) -> None:
-        """Into the open sum of a level; a level of one chunk takes the gradient as it is."""
+    def collect(self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int, weight: float) -> None:
+        """Into the open sum of a level; a level of one chunk takes the gradient as it is.
+
+        Where the next faster level gathers the same, its sum is taken over when its period ends.
+        """
         state, level = self.state, self.model.settings.levels[i]
+        if self.follows(i):
+            return
         for site in self.model.own[i]:
             for part in parts_of(level):
                 name = key(i, "grad", part, site.name)
@@ -168,10 +194,28 @@ class Stream:
                     self.add(name, self.of(found, i, part, site.name))
             if level.optimizer == "dgd":
                 self.add(key(i, "gram", site.name), grams[site.name])
-        if weight != 1 or key(i, "weight") in state:
+        self.count(i, scored, weight * scored)
+
+    def count(self, i: int, tokens: int, weight: float) -> None:
+        """More tokens in an open sum; their weight is kept only where it is not their number."""
+        state = self.state
+        if weight != tokens or key(i, "weight") in state:
             before = float(state.get(key(i, "weight"), state[key(i, "count")]))
-            state[key(i, "weight")] = torch.tensor(before + weight * scored, dtype=torch.float64)
-        state[key(i, "count")] = state[key(i, "count")] + scored
+            state[key(i, "weight")] = torch.tensor(before + weight, dtype=torch.float64)
+        state[key(i, "count")] = state[key(i, "count")] + tokens
+
+    def follows(self, i: int) -> bool:
+        """Does a level take its gradients from the sum of the next faster one?"""
+        levels, own = self.model.settings.levels, self.model.own
+        return (
+            i > 0
+            and own[i] == own[i - 1]
+            and levels[i - 1].period > self.model.settings.chunk
+            and all(
+                (one.feed, one.capacity, one.listen) == ("gradient", "full", None) and one.optimizer != "dgd"
+                for one in levels[i - 1 : i + 1]
+            )
+        )
 
     def of(self, found: dict[str, Tensor], i: int, part: str, name: str) -> Tensor:
         """The gradient of a level's entry."""
@@ -187,11 +231,12 @@ class Stream:
 
     @torch.no_grad()
     def update(
-        self, i: int, level: LevelSettings, found: dict[str, Tensor], grams: dict[str, Tensor], end: int,
-        report: LevelReport,
-    ) -> None:  # fmt: skip
-        """A level whose period is over."""
+        self, i: int, level: LevelSettings, found: dict[str, Tensor], lengths: dict[str, Tensor], report: LevelReport
+    ) -> None:
+        """A level whose period is over. `lengths` are the norms of what was found."""
         state, sites = self.state, self.model.own[i]
+        for site in sites:
+            self.wholes.pop(site.name, None)
         if level.feed == "faster":
             self.take_over(i, level, report)
             return
@@ -203,14 +248,18 @@ class Stream:
         names = [f"{part}/{site.name}" for part in parts_of(level) for site in sites]
         stored = key(i, "grad", names[0]) in state
         sums = {n: state[key(i, "grad", n)] if stored else self.of(found, i, *n.split("/", 1)) for n in names}
+        sizes = {} if stored else {n: self.of(lengths, i, *n.split("/", 1)) for n in names}
         squares = {f"delta/{s.name}": state[key(i, "gram", s.name)] for s in sites} if level.optimizer == "dgd" else {}
         if 0 < weight < count:
-            sums = {n: x * (count / weight) for n, x in sums.items()}
-            squares = {n: x * (count / weight) for n, x in squares.items()}
-        after = self.stepped(i, level, sums, count, squares) if weight else None
+            sums, sizes, squares = (_times(x, count / weight) for x in (sums, sizes, squares))
+        after = self.stepped(i, sums, count, squares, sizes, whole=weight == count) if weight else None
+        if i + 1 < len(self.model.own) and self.follows(i + 1):
+            for n in names:
+                self.add(key(i + 1, "grad", n), state[key(i, "grad", n)])
+            self.count(i + 1, count, weight)
         for name in [key(i, "grad", n) for n in names if stored] + [key(i, "gram", n.name) for n in sites]:
             if name in state:
-                state[name] = torch.zeros_like(state[name])
+                state[name] = state[name].zero_() if name in self.mine else torch.zeros_like(state[name])
                 self.mine.add(name)
         state[key(i, "count")] = torch.zeros_like(state[key(i, "count")])
         if after is None:
@@ -219,10 +268,11 @@ class Stream:
         self.write(i, after, weight / count, report)
 
     def stepped(
-        self, i: int, level: LevelSettings, sums: dict[str, Tensor], count: int, squares: dict[str, Tensor]
-    ) -> Stepped | None:
-        """The level after a step on these gradients; None where it is refused."""
-        state, names = self.state, list(sums)
+        self, i: int, sums: dict[str, Tensor], count: int, squares: dict[str, Tensor], lengths: dict[str, Tensor],
+        whole: bool,
+    ) -> Stepped | None:  # fmt: skip
+        """A level after a step on these gradients, of which it may go a part of the way; None where it is refused."""
+        state, names, level = self.state, list(sums), self.model.settings.levels[i]
         rates, decays = rates_of(self.model, i)
         step = Step(
             memory={n: state[key(i, n)] for n in names},
@@ -235,6 +285,9 @@ class Stream:
             sizes=self.sizes(i) if level.bound is not None else {},
             rates=rates,
             decays=decays,
+            mine={n for n in names if key(i, n) in self.mine} if whole else (),
+            lengths=lengths,
+            norm=self.norms.get(i),
         )
         return stepped(level, step)
 
@@ -244,11 +297,12 @@ class Stream:
         for n, new in after.memory.items():
             old = state[key(i, n)]
             state[key(i, n)] = new if share == 1 else old + share * (new - old)
+            self.mine.add(key(i, n))
             state |= {key(i, "opt", what, n): x for what, x in after.opt[n].items()}
         state[key(i, "steps")] = state[key(i, "steps")] + 1
+        self.norms[i] = after.norm if share == 1 else norm_of(state[key(i, n)] for n in after.memory)
         report.updates, report.moved = report.updates + 1, report.moved + share * after.moved
-        report.norm = after.norm if share == 1 else norm_of(state[key(i, n)] for n in after.memory)
-        report.slope = after.slope
+        report.norm, report.slope = self.norms[i], after.slope
 
     def held(self, i: int, name: str) -> list[str]:
         """What a level's optimizer remembers."""
@@ -264,6 +318,7 @@ class Stream:
     def take_over(self, i: int, level: LevelSettings, report: LevelReport) -> None:
         """feed="faster": a share of what the next faster level holds moves here; their sum stays what it is."""
         moved = []
+        self.norms.pop(i - 1, None)
         for site in self.model.own[i]:
             fast, slow = key(i - 1, "delta", site.name), key(i, "delta", site.name)
             share = level.transfer * self.state[fast]

@@ -25,30 +25,45 @@ Pairs = list[tuple[Tensor, Tensor]]
 class Reading:
     """What one matrix adds: full deltas [out, in], and low-rank pairs A [r, in], B [out, r].
 
-    keep    add base and deltas up once and hold the sum: for reading. Otherwise they are added up for every pass, and
-            again in the backward pass, so that only one matrix at a time exists twice
+    leaf    one of the deltas, or None: what the gradient is taken at. All deltas have the same one
+    brief   the deltas move after this pass, so that the sum of base and deltas is of no use to the next one. The sum of
+            a stack is then held until its backward pass; that of one delta is made again there, which costs no memory
     inputs  a list that takes in what the matrix has read
     """
 
-    def __init__(self, matrix: Matrix, deltas: list[Tensor], pairs: Pairs, keep: bool, inputs: list | None = None):
-        self.matrix, self.deltas, self.pairs, self.keep, self.inputs = matrix, deltas, pairs, keep, inputs
+    def __init__(self, matrix: Matrix, deltas: list[Tensor], pairs: Pairs) -> None:
+        self.matrix, self.deltas, self.pairs = matrix, deltas, pairs
+        self.leaf: Tensor | None = None
+        self.brief = False
+        self.inputs: list[Tensor] | None = None
         self.kept: Tensor | None = None
+
+    @torch.no_grad()
+    def whole(self) -> Tensor:
+        """W + (delta_0 + delta_1 + ...), [out, in], added up once; without W beside a base of few bits."""
+        if self.kept is not None:
+            return self.kept
+        found = total(self.deltas)
+        if self.matrix.exact:
+            weight = self.matrix.turned(self.matrix.weight)
+            found = found + weight if len(self.deltas) == 1 else found.add_(weight)
+        if not self.brief or len(self.deltas) > 1:
+            self.kept = found
+        return found
+
+    def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.whole(), bias) if self.leaf is None else _Whole.apply(x, bias, self, self.leaf)
 
     def __call__(self, x: Tensor) -> Tensor:
         module: Any = self.matrix.module
         if self.inputs is not None:
             self.inputs.append(x.detach())
-        if not self.deltas or not self.matrix.exact:
-            y = type(module).forward(module, x)
-        elif self.keep:
-            if self.kept is None:
-                self.kept = whole(self.matrix, self.deltas)
-            y = F.linear(x, self.kept, module.bias)
+        if self.deltas and self.matrix.exact:
+            y = self._linear(x, module.bias)
         else:
-            y = _Whole.apply(x, module.bias, self.matrix, *self.deltas)
-        # Beside a base of few bits: added into it, a small delta would be rounded away.
-        if self.deltas and not self.matrix.exact:
-            y = y + _wide(x, self.deltas[0]).matmul(total(self.deltas).mT).to(y.dtype)
+            y = type(module).forward(module, x)
+            if self.deltas:  # beside a base of few bits: added into it, a small delta would be rounded away
+                y = y + self._linear(_wide(x, self.deltas[0]), None).to(y.dtype)
         for a, b in self.pairs:
             y = y + _wide(x, a).matmul(a.mT).matmul(b.mT).to(y.dtype)
         return y
@@ -119,36 +134,33 @@ def swapped(base: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 class _Whole(torch.autograd.Function):
-    """x (W + sum of deltas)^T + bias. All deltas have the same gradient; it is made for those that ask."""
+    """x (W + sum of deltas)^T + bias. All deltas have the same gradient; it is made once, for the leaf."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, matrix: Matrix, *deltas: Tensor) -> Tensor:
-        ctx.matrix = matrix
-        ctx.save_for_backward(x, *deltas)
-        return F.linear(x, whole(matrix, deltas), bias)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, reading: Reading, leaf: Tensor) -> Tensor:
+        ctx.reading = reading
+        ctx.save_for_backward(x)
+        return F.linear(x, reading.whole(), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, *deltas = ctx.saved_tensors
-        (dy,) = grads
-        dx = dy @ whole(ctx.matrix, deltas) if ctx.needs_input_grad[0] else None
-        given: list[Tensor | None] = [None] * len(deltas)
-        if any(ctx.needs_input_grad[3:]):
+        (x,), (dy,), reading = ctx.saved_tensors, grads, ctx.reading
+        dx = dy @ reading.whole() if ctx.needs_input_grad[0] else None
+        if reading.brief:
+            reading.kept = None
+        slope = None
+        if ctx.needs_input_grad[3]:
             slope = dy.reshape(-1, dy.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
-            given = [slope if wanted else None for wanted in ctx.needs_input_grad[3:]]
-        return dx, None, None, *given
-
-
-def whole(matrix: Matrix, deltas: Any) -> Tensor:
-    """W + (delta_0 + delta_1 + ...), [out, in]."""
-    return matrix.turned(matrix.weight.detach()) + total(deltas)
+        return dx, None, None, slope
 
 
 def total(deltas: Any) -> Tensor:
-    """Fastest first."""
-    found = deltas[0]
-    for delta in deltas[1:]:
-        found = found + delta
+    """Their sum, fastest first. A single one is given as it is."""
+    if len(deltas) == 1:
+        return deltas[0]
+    found = deltas[0] + deltas[1]
+    for delta in deltas[2:]:
+        found.add_(delta)
     return found
 
 

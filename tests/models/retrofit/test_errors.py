@@ -157,6 +157,21 @@ def test_a_quantised_base(capacity):
         retrofit(base, [8], bound=0.1)
 
 
+def test_the_fingerprint_reads_tensors_made_of_several(tiny):
+    """As torchao's are: data and scales in one tensor, of which no bytes can be taken."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def fingerprint(scale):
+        base = base_of("llama")
+        linear = base.model.layers[0].mlp.up_proj
+        linear.weight = nn.Parameter(TwoTensor(linear.weight.detach(), linear.weight.detach() * scale))
+        model = retrofit(base, [8])
+        assert not model.sites["model.layers.0.mlp.up_proj"].matrix.plain
+        return model.fingerprint()
+
+    assert fingerprint(1.0) == fingerprint(1.0) != fingerprint(2.0)
+
+
 @pytest.mark.parametrize("target", ["mlp", "all"])
 def test_a_copy_of_the_model_is_one_of_its_own(tiny, target):
     model, ids = tiny(rate=2.0, target=target), text(20)[None]
