@@ -61,7 +61,8 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
 def run(run: Run, options: Options) -> dict[str, Any]:
     folder, data = options.base_folders()[run["base"]], options.folder("novels100").parent
     began = time.perf_counter()
-    arm, steps, facts = run["arm"], run["steps"], {}
+    arm, steps = run["arm"], run["steps"]
+    facts: dict[str, Any] = {}
     if arm in (CONTROL, UNADAPTED, "rates only"):
         model, facts = _control(folder, data, steps, run["seed"], options.device)
         if arm == "rates only":
