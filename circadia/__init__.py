@@ -13,14 +13,17 @@ _PUBLIC = {
     "models": "circadia.models",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
     "optim": "circadia.optim",
+    "retrofit": "circadia.models.retrofit:retrofit",  # a function
     "train": "circadia.train",
 }
-__all__ = ["__version__", "levels", "memory", "models", "optim", "train"]
+__all__ = ["__version__", "levels", "memory", "models", "optim", "retrofit", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return importlib.import_module(_PUBLIC[name])
+        module, _, attribute = _PUBLIC[name].partition(":")
+        found = importlib.import_module(module)
+        return getattr(found, attribute) if attribute else found
     raise AttributeError(f"module 'circadia' has no attribute {name!r}")
 
 

@@ -15,6 +15,7 @@ from circadia.cli.doctor import doctor
 from circadia.cli.levels import levels
 from circadia.cli.models import models
 from circadia.cli.optimizers import optimizers
+from circadia.cli.retrofit import retrofit
 from circadia.cli.rules import rules
 from circadia.cli.tokenizer import tokenizer
 from circadia.cli.train import train
@@ -67,4 +68,5 @@ app.command(rich_help_panel=LOOK)(optimizers)
 
 TRAIN = "Train"
 app.command(rich_help_panel=TRAIN)(train)
+app.command(rich_help_panel=TRAIN)(retrofit)
 app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)

@@ -14,6 +14,10 @@ def build(source: str) -> "nn.Module":
     folder = Path(source).expanduser()
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder)
+    if (folder / "retrofit.json").is_file():
+        from circadia.models.retrofit import files
+
+        return files.skeleton(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{source}: the folder has neither config.json nor adapter_config.json; pass a model's folder")
     if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):

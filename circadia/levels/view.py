@@ -80,13 +80,14 @@ def levels(
         def levels_entry(self) -> Mapping | Iterable[Mapping]
 
     Each mapping is one level: `name` and `period` (required; the period may be `math.inf`) and any other
-    field of `circadia.levels.Level` except `members` and `parameters`, which follow from the module. Two more
+    field of `circadia.levels.Level` except `members` and `parameters`, which follow from the module. Three more
     keys name parameters of the module, relative to it:
 
     - `owns`: parameters that this level itself writes (slow weights updated every C tokens). They are counted
       here and not on the optimizer's level.
     - `starts_from`: parameters that are the meta-learned initial state of this level (eq. 28). They stay on
       the level of whatever trains them, in a row of their own.
+    - `beside`: parameters that this level's state is added to in reading. They name its members and nothing else.
 
     An optimizer may have the same method; its periods count optimizer steps unless `unit` says otherwise.
     """
@@ -135,11 +136,12 @@ def _module_memories(module: nn.Module) -> tuple[list[Found], set[int], set[int]
             found.append((level, here))
             continue
         for entry in _entries(part):
-            level, owns, starts_from = _read_entry(entry, part)
+            level, owns, starts_from, beside = _read_entry(entry, part)
             fresh = {id(parameter): parameter.numel() for parameter in owns if id(parameter) not in owned}
             owned |= fresh.keys()
             starts |= {id(parameter) for parameter in starts_from}
-            members = list(_roll_up(module, set(fresh))) if fresh else here
+            shown = set(fresh) or {id(parameter) for parameter in beside}
+            members = list(_roll_up(module, shown)) if shown else here
             found.append((replace(level, parameters=sum(fresh.values())), members))
     return found, owned, starts
 
@@ -169,15 +171,18 @@ def _entries(owner: Any) -> Iterable[Mapping[str, Any]]:
 
 
 _FIELDS = {field.name for field in fields(Level)} - {"members", "parameters"}
+_NAMED = ("owns", "starts_from", "beside")  # keys that name parameters
 
 
-def _read_entry(entry: Any, owner: Any, unit: str = "token") -> tuple[Level, list[nn.Parameter], list[nn.Parameter]]:
-    """Check what `levels_entry` returned: the level, the parameters it owns and those it starts from."""
+def _read_entry(
+    entry: Any, owner: Any, unit: str = "token"
+) -> tuple[Level, list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Check what `levels_entry` returned: the level, and the parameters of each key in ``_NAMED``."""
     who = f"{type(owner).__name__}.levels_entry()"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{who} must return a mapping or several, got {type(entry).__name__}")
-    if unknown := sorted(set(entry) - _FIELDS - {"owns", "starts_from"}):
-        raise ValueError(f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | {'owns', 'starts_from'})}")
+    if unknown := sorted(set(entry) - _FIELDS - set(_NAMED)):
+        raise ValueError(f"{who} has unknown keys {unknown}; known are {sorted(_FIELDS | set(_NAMED))}")
     if missing := sorted({"name", "period"} - set(entry)):
         raise ValueError(f"{who} lacks {missing}; every level needs a name and a period")
     for key in ("name", "learns_from", "objective", "rule", "enters", "leaves", "note"):
@@ -193,12 +198,12 @@ def _read_entry(entry: Any, owner: Any, unit: str = "token") -> tuple[Level, lis
     if level.unit not in ("token", "step"):
         raise ValueError(f"{who}: unit must be 'token' or 'step', got {level.unit!r}")
     named: list[list[nn.Parameter]] = []
-    for key in ("owns", "starts_from"):
+    for key in _NAMED:
         own = dict(owner.named_parameters(remove_duplicate=False)) if entry.get(key) else {}
         if strangers := sorted(set(entry.get(key, ())) - own.keys()):
             raise ValueError(f"{who}: {key} names {strangers}, which are not parameters of the module")
         named.append([own[name] for name in entry.get(key, ())])
-    return level, named[0], named[1]
+    return level, named[0], named[1], named[2]
 
 
 def _as_list(optimizer: Any) -> list[Optimizer]:

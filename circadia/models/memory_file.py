@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 KEY = "circadia"
+FORMAT = "circadia memory"
 # Fields of a config that change neither what a state means nor its shapes; every other one must be equal.
 FREE = {"vocab_size", "initializer_range", "tie_word_embeddings", "use_cache"}
 FREE |= {"bos_token_id", "eos_token_id", "pad_token_id"}
@@ -55,7 +56,7 @@ def save(model: "HopePreTrainedModel", path: str | os.PathLike, cache: HopeCache
             else:
                 raise ValueError(f"layer {i} holds {name!r}, a {type(x).__name__}: only tensors and numbers are saved")
     header = {
-        "format": "circadia memory",
+        "format": FORMAT,
         "version": VERSION,
         "architecture": architecture(model),
         "base": fingerprint(model),
@@ -63,13 +64,13 @@ def save(model: "HopePreTrainedModel", path: str | os.PathLike, cache: HopeCache
         "order": [list(state) for state in cache.states],  # of the entries: safetensors sorts them, rules count on it
         "plain": plain,
     }
-    header["checksum"] = _checksum(header, tensors)
-    _replace(Path(path), safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True)}))
+    header["checksum"] = checksum(header, tensors)
+    write_whole(Path(path), safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True)}))
 
 
 def load(model: "HopePreTrainedModel", path: str | os.PathLike, any_base: bool = False) -> HopeCache:
     """The cache as it was, on the model's device. ``any_base=True`` takes a memory that other weights have written."""
-    header, tensors = _read(Path(path))
+    header, tensors = read(Path(path), FORMAT)
     saved, own = header["architecture"], architecture(model)
     for name in [*own, *saved]:  # in the order of the config: what others follow from comes first
         theirs, ours = saved.get(name, "(no such field)"), own.get(name, "(no such field)")
@@ -106,24 +107,24 @@ def fingerprint(model: nn.Module) -> str:
     for name, x in sorted(base.state_dict().items()):
         if x.device.type == "meta":
             raise ValueError(f"{name} is on the meta device: load the weights before a memory is saved or loaded")
-        _digest(found, name, x)
+        digest(found, name, x)
     return found.hexdigest()
 
 
-def _digest(found: Any, name: str, x: Tensor) -> None:
+def digest(found: Any, name: str, x: Tensor) -> None:
     found.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
     found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     rest = {name: x for name, x in header.items() if name != "checksum"}
     found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
-        _digest(found, name, x)
+        digest(found, name, x)
     return found.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a whole and unchanged file."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give one that save_memory wrote")
@@ -139,19 +140,21 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is a safetensors file but holds no memory, perhaps weights: {fix}")
     try:
         header = json.loads(text)
-        version, checksum = header["version"], header["checksum"]
+        version, stored = header["version"], header["checksum"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged (its header cannot be read): {fix}") from None
+    if header.get("format") != kind:
+        raise ValueError(f"{path} holds a {header.get('format')!r}, not a {kind!r}: give a file of this kind of model")
     if version != VERSION:
         raise ValueError(
             f"{path}: format version {version!r}, this Circadia reads {VERSION}: use the Circadia that wrote it"
         )
-    if checksum != _checksum(header, tensors):
+    if stored != checksum(header, tensors):
         raise ValueError(f"{path} is damaged (its checksum does not fit its contents): {fix}")
     return header, tensors
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write beside, force to the disk, then rename over the old file: the name never shows half a file."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -113,6 +113,9 @@ def save_model(net: Any, folder: Path, world: World) -> None:
 
 def load_model(net: nn.Module, folder: Path) -> None:
     """The weights of `save_model` into parameters as they lie, sharded or not."""
+    if callable(own_way := getattr(net, "load_weights", None)):  # a retrofit, whose base has a folder of its own
+        own_way(folder)
+        return
     values = load_file(folder / "model.safetensors")
     kept = [(name, own) for name, own in net.named_buffers() if name in values]  # others can be computed
     for name, own in [*net.named_parameters(), *kept]:

@@ -31,6 +31,8 @@ class ModelPart(_Part):
     preset: str | None = None  # architecture/size as `circadia models` lists them: gated-deltanet/tiny
     path: str | None = None  # a folder or Hub id to go on from
     config: dict[str, Any] = {}  # fields of the model's configuration, over those of the preset or the folder
+    # Settings of circadia.retrofit, and `first_order` and `train` of its adaptation: inner updates are on in training.
+    retrofit: dict[str, Any] | None = None
 
 
 class DataPart(_Part):

@@ -469,6 +469,14 @@ class Run:
 
 def _check(net: Any, now: TrainConfig, world: World) -> None:
     """What only shows with the model and the processes."""
+    if now.model.retrofit is not None:
+        if world.size > 1:
+            raise ValueError("model.retrofit trains in one process: start it without torchrun")
+        if now.data.carry or now.train.compile or now.train.checkpointing:
+            raise ValueError(
+                "model.retrofit learns within each row, and differentiates twice: set data.carry, train.compile and "
+                "train.checkpointing to false"
+            )
     own, rest = divmod(now.train.batch, world.size)
     if rest or (now.train.micro and own % min(own, now.train.micro)):
         raise ValueError(

@@ -20,7 +20,21 @@ from circadia.train.tokens import Tokenizer
 
 
 def model(part: ModelPart, tokenizer: Tokenizer, seed: int) -> nn.Module:
-    """The model of a run, with weights drawn from the seed or read from a folder."""
+    """The model of a run, retrofitted if the run says so."""
+    if part.retrofit is None:
+        return _plain(part, tokenizer, seed)
+    from circadia.models.retrofit import retrofit
+
+    settings = dict(part.retrofit)
+    how = {name: settings.pop(name) for name in ("first_order", "train") if name in settings}
+    try:
+        return retrofit(_plain(part, tokenizer, seed), **settings).adapting(**how)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.retrofit: {error}") from error
+
+
+def _plain(part: ModelPart, tokenizer: Tokenizer, seed: int) -> nn.Module:
+    """With weights drawn from the seed or read from a folder."""
     torch.manual_seed(corpora.seed_of("weights", seed))
     if part.preset is not None:
         # The preset's own vocabulary stands for the papers' tokenizer; the one in use decides.
@@ -81,6 +95,8 @@ def next_stage(old: nn.Module, part: ModelPart, tokenizer: Tokenizer) -> nn.Modu
     new = configured(part, {"vocab_size": tokenizer.size}) if ours else _changed(config, part.config)
     if new.to_dict() == config.to_dict():
         return old
+    if part.retrofit is not None:
+        raise ValueError(f"stages: model.{part.config} changes the base of a retrofit: train it in a run of its own")
     with torch.device("meta"):
         wanted = {name: p.shape for name, p in type(old)(new).named_parameters()}
     held = {name: p.shape for name, p in old.named_parameters()}
