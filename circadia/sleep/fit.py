@@ -74,7 +74,8 @@ class Fit:
     """
 
     def __init__(
-        self, student: Student, steps: int, rate: float, generator: torch.Generator, held: dict[str, Any], clip: float = 1.0
+        self, student: Student, steps: int, rate: float, generator: torch.Generator, held: dict[str, Any],
+        clip: float = 1.0,
     ) -> None:  # fmt: skip
         if not 0 < rate < math.inf:
             raise ValueError(f"rate={rate!r} must be a number above 0, such as 0.002")

@@ -45,7 +45,7 @@ def divergence(
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """sum P (log P - log Q); a P of zero counts nothing, also where Q is zero."""
+    """Sum P (log P - log Q); a P of zero counts nothing, also where Q is zero."""
     return torch.where(p > -math.inf, p.exp() * (p - q), torch.zeros_like(p)).sum(-1)
 
 
@@ -84,7 +84,7 @@ def similarity(made: Sequence[int], meant: Sequence[int], z_0: float) -> float:
 
 
 def reward(made: Sequence[int], meant: Sequence[int], same: bool, gamma: float, z_0: float) -> float:
-    """r = gamma r_sem + (1 - gamma) r_abs; `same` is the judge's word on the meaning."""
+    """R = gamma r_sem + (1 - gamma) r_abs; `same` is the judge's word on the meaning."""
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma={gamma!r} is outside [0, 1]: give the share of meaning in the reward")
     return gamma * float(same) + (1 - gamma) * similarity(made, meant, z_0)
@@ -102,7 +102,7 @@ def policy_gradient(log_p: Tensor, advantage: Tensor) -> Tensor:
 
 
 def objective(distance: Tensor, imitation: Tensor | None, alpha: float) -> Tensor:
-    """alpha F + (1 - alpha) L_imitate, to be minimised: minus the paper's J, whose reward term L_imitate estimates."""
+    """Alpha F + (1 - alpha) L_imitate, to be minimised: minus the paper's J, whose reward term L_imitate estimates."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha!r} is outside [0, 1]: give the share of the divergence")
     return distance if imitation is None else alpha * distance + (1 - alpha) * imitation

@@ -134,7 +134,7 @@ def share_bound(values: Sequence[float], bound: float) -> float:
 def said(model: RetrofitModel, tokens: Tensor) -> Tensor:
     """One row of token ids the model knows."""
     known = model.config.get_text_config().vocab_size
-    if tokens.ndim != 1 or tokens.is_floating_point() or (tokens.numel() and not 0 <= int(tokens.min())):
+    if tokens.ndim != 1 or tokens.is_floating_point() or (tokens.numel() and not int(tokens.min()) >= 0):
         raise ValueError(
             f"an entry of the journal has tokens of shape {tuple(tokens.shape)} and {tokens.dtype}: one row"
         )
