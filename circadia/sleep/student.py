@@ -111,13 +111,16 @@ def _logits(base: Any, ids: Tensor) -> Tensor:
 
 
 def written(model: RetrofitModel, into: str | int, state: State) -> list[Part]:
-    """What a night writes: "slowest" or "fastest", of the levels of each matrix; or the number of one level.
+    """What a night writes: "slowest" or "fastest" of the levels of each matrix; the "last" level; or by number.
 
     In a stack all levels of a matrix are one sum, so that this says only which of them shall keep it: the faster ones
     decay to the slower ones. Of a low-rank level the slots in use are written.
     """
+    into = len(model.own) - 1 if into == "last" else into
     if into not in ("slowest", "fastest") and (isinstance(into, bool) or into not in range(len(model.own))):
-        raise ValueError(f"into={into!r}: use 'slowest', 'fastest' or the number of a level, 0 to {len(model.own) - 1}")
+        raise ValueError(
+            f"into={into!r}: use 'slowest', 'fastest', 'last' or the number of a level, 0 to {len(model.own) - 1}"
+        )
     parts: list[Part] = []
     for name in model.sites:
         holding = [i for i, own in enumerate(model.own) if any(site.name == name for site in own)]
