@@ -1,4 +1,6 @@
-"""Facts over days, and what a night does to them: ``python -m benchmarks.sleep_facts --base FOLDER --data DIR --out F``.
+"""Facts over days, and what a night does to them.
+
+    python -m benchmarks.sleep_facts --base FOLDER --data DIR --out FILE
 
 A day is text of a novel in chunks of 256 bytes, each with one plain sentence in its middle that tells a new fact: an
 invented person's place of birth or trade. Every fact comes several times, in three wordings. It is read by the waking
@@ -37,51 +39,17 @@ from circadia.sleep.rehearse import read, unanchored
 from circadia.sleep.student import Teacher
 from circadia.sleep.windows import surprising
 
-PLACES = [
-    "Berlin",
-    "Boston",
-    "Canton",
-    "Dublin",
-    "Durham",
-    "Exeter",
-    "Geneva",
-    "Havana",
-    "Kildare",
-    "London",
-    "Madrid",
-    "Malta",
-    "Naples",
-    "Norwich",
-    "Oxford",
-    "Paris",
-    "Sweden",
-    "Turin",
-    "Venice",
-    "Warsaw",
-]
-TRADES = [
-    "actor",
-    "baker",
-    "banker",
-    "brewer",
-    "butcher",
-    "clerk",
-    "cooper",
-    "doctor",
-    "farmer",
-    "fisher",
-    "hunter",
-    "judge",
-    "lawyer",
-    "miller",
-    "painter",
-    "priest",
-    "sailor",
-    "soldier",
-    "tailor",
-    "weaver",
-]
-CHOICES = (PLACES, TRADES)
+PLACES = (
+    "Berlin Boston Canton Dublin Durham Exeter Geneva Havana Kildare London Madrid Malta Naples Norwich Oxford Paris "
+    "Sweden Turin Venice Warsaw"
+)
+TRADES = (
+    "actor baker banker brewer butcher clerk cooper doctor farmer fisher hunter judge lawyer miller painter priest "
+    "sailor soldier tailor weaver"
+)
+CHOICES = (PLACES.split(), TRADES.split())
+ONSETS = "b d f g k l m n p r s t v z br dr gr kr tr st"
+ENDS = ("n", "l", "r", "s", "x", "th")
 # Of each kind: three wordings to read; the first two are also asked for, with the answer at their end, and one more.
 WORDINGS = (
     (
@@ -116,14 +84,11 @@ class Fact:
 def facts(count: int, seed: int) -> list[Fact]:
     """Invented people; all names differ."""
     draw, found, names = random.Random(100 + seed), [], set()
-    first, vowels, last = (
-        ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "gr", "kr", "tr", "st"],
-        "aeiou",
-        ["n", "l", "r", "s", "x", "th"],
-    )
 
     def word() -> str:
-        return ("".join(draw.choice(first) + draw.choice(vowels) for _ in range(2)) + draw.choice(last)).capitalize()
+        return (
+            "".join(draw.choice(ONSETS.split()) + draw.choice("aeiou") for _ in range(2)) + draw.choice(ENDS)
+        ).capitalize()
 
     while len(found) < count:
         name = f"{word()} {word()}"
@@ -242,7 +207,7 @@ def life(run: dict[str, Any], base: str, data: Data, tell: Any) -> dict[str, Any
         begin = time.perf_counter()
         journal = [Entry(chunk, "novel", 1.0, 1000 * number + i) for i, chunk in enumerate(chunks)]
         if run["after"] == "rehearse":
-            rows += [w.tokens for w in surprising(Teacher(model, state), journal, 56)]
+            rows += [w.tokens for w in surprising(Teacher(model, slept), journal, 56)]
         settings = preset(run["arm"]).but(older=run["older"])
         if run["presentations"] and settings.replay is not None:
             settings = settings.but(replay={"presentations": float(run["presentations"]), "enough": 2.0})
@@ -308,11 +273,8 @@ def main(args: list[str] | None = None) -> None:
         data = data_of(given.data)
     except ValueError as error:
         parser.error(str(error))
-    fixed = {
-        name: getattr(given, name)
-        for name in ("days", "facts", "repeats", "reading", "after", "rate", "decay", "context", "older", "presentations",
-                     "work")
-    }  # fmt: skip
+    outside = ("base", "data", "out", "arms", "seeds")
+    fixed = {name: value for name, value in vars(given).items() if name not in outside}
     known = []
     if given.out.exists():
         known = [json.loads(line)["run"] for line in given.out.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -180,8 +180,8 @@ def importance(
         known = {tuple(task.context[i : i + how.gram].tolist()) for i in range(task.context.numel() - how.gram + 1)}
         shares = []
         for row in rows:
-            own = [tuple(row[i : i + how.gram].tolist()) for i in range(row.numel() - how.gram + 1)]
-            shares.append(sum(piece in known for piece in own) / max(1, len(own)))
+            pieces = [tuple(row[i : i + how.gram].tolist()) for i in range(row.numel() - how.gram + 1)]
+            shares.append(sum(piece in known for piece in pieces) / max(1, len(pieces)))
         return torch.tensor(shares), None
     student = Student(model, state, [], _fresh(model, how, seed))
     own = torch.stack([gradient(student, row, 1, meter) for row in rows])

@@ -39,7 +39,8 @@ def sleep(
 
     journal   what was observed, as entries of tokens
     settings  of the night, or the name of a preset
-    slept     the self after the last night: with older="slept" it holds what must stay
+    slept     the self after the last night: what it would find surprising is gone over, and with older="slept" it
+              holds what must stay. None: the base
     probes, tasks   beside those that are made from the journal; admitted: entries that the filter lets pass
     seconds, work   budgets: when one is used up, the night ends with what it has. Work is counted in tokens, read or
                     made 1, learned 3
@@ -74,6 +75,7 @@ class _Night:
         self.done: dict[str, Any] = dict(kept.get("done", {}))
         self.held: dict[str, dict[str, Any]] = dict(kept.get("held", {}))
         self.older = Teacher(model, slept if settings.older == "slept" else None)
+        self.surprised = Teacher(model, slept if settings.surprised == "morning" else state)
         self.report = Report(preset=settings.name, seed=seed, entries=len(journal))
 
     def do(self, name: str, part: Callable[[torch.Generator, dict[str, Any]], Any]) -> Any:
@@ -93,9 +95,11 @@ class _Night:
         self.filter(given, admitted)
         length = (settings.replay or Replay()).length
         day = Teacher(model, self.state)
-        windows = self.do("windows", lambda g, held: self.windows(day, length))
+        windows = self.do("windows", lambda g, held: self.windows(length))
         how = settings.replay or Replay()
-        own = self.do("probes", lambda g, held: probes(day, windows, min(how.answer, length // 2), how.probes))
+        own = self.do(
+            "probes", lambda g, held: probes(self.surprised, windows, min(how.answer, length // 2), how.probes)
+        )
         asked = [*given, *own]
         dreams = self.do("dreams", lambda g, held: self.dreams(g, start))
         train, unseen = dreams[len(dreams) // 4 :], dreams[: len(dreams) // 4]
@@ -154,9 +158,9 @@ class _Night:
         )
         self.journal, self.report.quarantined = passed, [asdict(one) for one in held]
 
-    def windows(self, day: Teacher, length: int) -> Any:
+    def windows(self, length: int) -> Any:
         limit = self.settings.replay.windows if self.settings.replay else None
-        return surprising(day, self.journal, length, limit, meter=self.meter)
+        return surprising(self.surprised, self.journal, length, limit, meter=self.meter)
 
     def spans(self) -> list[Tensor]:
         """The journal in pieces as long as a chunk."""

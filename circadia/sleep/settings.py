@@ -28,9 +28,13 @@ class Settings:
     pairs     "all" consecutive ones, fastest first, whose receiver can take it; or (sender, receiver)
     full      policy for a full pool
     dreaming  text about tasks, kept if it helps
-    into      where replay and dreaming write: "slowest" or "fastest" of each matrix's levels, the "last" level alone, or any by
-              its number
+    into      where replay and dreaming write: "slowest" or "fastest" of each matrix's levels, the "last" level alone,
+              or one by its number
     older     who holds what must stay: "base", or "slept", the self after the last night
+    surprised whose surprise chooses the windows: "morning", the self after the last night (the base before the first),
+              or "evening", the self after the day. What a day has told once is hardly known in the evening, and yet no
+              longer surprising: of 80 chunks with a fact each, 91 % of the windows held its name by the morning's
+              losses, and 8 % by the evening's
     dreams, dream_length   of the older self; a quarter of them is never trained on, and says how far the self went
     anchor    decay leads to the slept weights afterwards
     """
@@ -46,6 +50,7 @@ class Settings:
     dreaming: Dreaming | None = None
     into: str | int = "slowest"
     older: str = "base"
+    surprised: str = "morning"
     dreams: int = 32
     dream_length: int = 108
     anchor: bool = True
@@ -55,6 +60,8 @@ class Settings:
             raise ValueError(f"full={self.full!r} is no policy for a full pool: use one of {', '.join(POLICIES)}")
         if self.older not in ("base", "slept"):
             raise ValueError(f"older={self.older!r}: use 'base' or 'slept'")
+        if self.surprised not in ("morning", "evening"):
+            raise ValueError(f"surprised={self.surprised!r}: use 'morning' or 'evening'")
         if isinstance(self.inner, bool) or not isinstance(self.inner, int) or self.inner < 0:
             raise ValueError(f"inner={self.inner!r} must be a whole number of times, 0 for none")
         for name, least in (("dreams", 4), ("dream_length", 2)):

@@ -1,8 +1,8 @@
-"""What a night goes over again: short pieces of the journal that surprised the self most, and probes made of them.
+"""What a night goes over again: short pieces of the journal that surprised most, and probes made of them.
 
-Nobody labels anything. Each entry is read in spans as long as a chunk, each by itself, and of each span the `length`
-tokens of the highest mean loss are kept. A probe is the most surprising part of a window after its beginning; it is
-bound once the model says it from what stands before it.
+Nobody labels anything; who is asked should not have learned the journal yet. Each entry is read in spans as long as a
+chunk, each by itself, and of each span the `length` tokens of the highest mean loss are kept. A probe is the most
+surprising part of a window after its beginning; it is bound once the model says it from what stands before it.
 """
 
 from collections.abc import Sequence
