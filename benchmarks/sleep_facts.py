@@ -208,7 +208,7 @@ def life(run: dict[str, Any], base: str, data: Data, tell: Any) -> dict[str, Any
         journal = [Entry(chunk, "novel", 1.0, 1000 * number + i) for i, chunk in enumerate(chunks)]
         if run["after"] == "rehearse":
             rows += [w.tokens for w in surprising(Teacher(model, slept), journal, 56)]
-        settings = preset(run["arm"]).but(older=run["older"])
+        settings = preset(run["arm"]).but(older=run["older"], **run["night"])
         if run["presentations"] and settings.replay is not None:
             settings = settings.but(replay={"presentations": float(run["presentations"]), "enough": 2.0})
         state, report = sleep(model, state, journal, settings, seed=run["seed"], slept=slept, work=run["work"])
@@ -263,12 +263,17 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--older", choices=("base", "slept"), default="base", help="who holds what must stay")
     parser.add_argument("--presentations", type=int, default=0, help="exactly so many of each window; 0: the preset's")
+    parser.add_argument("--night", type=json.loads, default={}, help="settings of the night to change, as JSON")
     parser.add_argument("--work", type=float, help="budget of a night in tokens")
     given = parser.parse_args(args)
     arms = given.arms.split(",")
     for arm in arms:
         if arm not in PRESETS:
             parser.error(f"--arms {arm}: use some of {', '.join(PRESETS)}")
+        try:
+            preset(arm).but(**given.night)
+        except (TypeError, ValueError) as error:
+            parser.error(f"--night: {error}")
     try:
         data = data_of(given.data)
     except ValueError as error:

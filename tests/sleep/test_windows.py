@@ -7,7 +7,7 @@ from circadia.sleep import Entry, Meter, Probe, Replay
 from circadia.sleep.replay import replay
 from circadia.sleep.sample import sample, starts
 from circadia.sleep.student import Student, Teacher, written
-from circadia.sleep.windows import losses, probes, scores, share_bound, surprising
+from circadia.sleep.windows import batch, losses, probes, scores, share_bound, surprising
 from tests.models.retrofit.conftest import same, text
 from tests.sleep.conftest import seeded
 
@@ -25,6 +25,12 @@ def test_the_window_is_where_the_loss_is_highest(tiny):
     assert window.start == best and window.surprise == pytest.approx(means[best], rel=1e-5)
     assert torch.equal(window.tokens, entry.tokens[best : best + 7])
     assert (window.number, window.source) == (7, "x")
+
+
+def test_padding_is_no_label():
+    ids, labels = batch([torch.tensor([5, 6, 7, 8]), torch.tensor([9, 4])])
+    assert ids[0].tolist() == [5, 6, 7] and int(ids[1, 0]) == 9
+    assert labels.tolist() == [[6, 7, 8], [4, -100, -100]]
 
 
 def test_rows_of_other_lengths_beside_it_change_nothing(tiny):
