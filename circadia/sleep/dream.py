@@ -199,6 +199,8 @@ def dream(
     generator: torch.Generator, meter: Meter, older: Teacher | None = None, own: Tensor | None = None,
 ) -> tuple[State, list[Dream]]:  # fmt: skip
     """The self after its dreams, and the dreams that were tried. `own` are dreams of the older self that hold it."""
+    if model.settings.target != "mlp":
+        raise ValueError(f"dreaming tries low-rank memories, which target={model.settings.target!r} has not: use 'mlp'")
     made: list[Dream] = []
     for _ in range(how.rounds):
         good: list[tuple[Tensor, Tensor]] = []

@@ -373,3 +373,20 @@ def test_errors_name_what_is_wrong(two, tiny, journal):
         Settings.from_dict({"sleeps": 3})
     with pytest.raises(ValueError, match="rows=0"):
         Replay(rows=0)
+    whole = tiny(target="all")
+    with pytest.raises(ValueError, match="target='all'"):
+        sleep(whole, whole.start(), journal, small(preset().but(dreaming=Dreaming())))
+
+
+def test_a_slept_state_is_saved_and_read_on(two, journal, tmp_path):
+    model, state = two
+    slept, _ = sleep(model, state, journal, small(preset()))
+    model.save_state(slept, tmp_path / "slept.safetensors")
+    again = model.load_state(tmp_path / "slept.safetensors")
+    same(again, slept)
+    same(model.learn(text(20, 8), again)[1], model.learn(text(20, 8), slept)[1])
+
+
+def test_settings_change_part_by_part():
+    made = preset().but(replay={"rows": 3}, dreaming={"keep": 2})
+    assert made.replay == replace(preset().replay, rows=3) and made.dreaming == Dreaming(keep=2)
