@@ -22,7 +22,7 @@ class Interrupted(Exception):
         self.progress = progress
 
 
-class _Stop(Exception):
+class Stopped(Exception):
     """Between two steps."""
 
 
@@ -60,7 +60,7 @@ class Meter:
         if self.tell is not None:
             self.tell(what, at, of)
         if self.stop is not None and self.stop():
-            raise _Stop
+            raise Stopped
 
     def counts(self) -> dict[str, float]:
         """To go on from."""
@@ -97,7 +97,7 @@ class Fit:
                 self.at += 1
                 if check is not None and self.at % every == 0 and check():
                     break
-        except _Stop:
+        except Stopped:
             self._keep()
             raise
         self.held.clear()

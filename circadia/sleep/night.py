@@ -14,7 +14,7 @@ from circadia.sleep import pool
 from circadia.sleep.consolidate import consolidate, prospective
 from circadia.sleep.dream import Task, dream, tasks_of
 from circadia.sleep.filter import check
-from circadia.sleep.fit import Interrupted, Meter, _Stop
+from circadia.sleep.fit import Interrupted, Meter, Stopped
 from circadia.sleep.losses import divergence
 from circadia.sleep.presets import preset
 from circadia.sleep.rehearse import anchored
@@ -59,7 +59,7 @@ def sleep(
     night = _Night(model, state, entries, settings, seed, slept, meter, kept)
     try:
         return night.run(probes, tasks, admitted, judge, start, decode)
-    except _Stop:
+    except Stopped:
         raise Interrupted({"done": night.done, "held": night.held, "counts": meter.counts()}) from None
 
 
