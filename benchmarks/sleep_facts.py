@@ -35,7 +35,7 @@ from circadia.models.retrofit import RetrofitModel, retrofit
 from circadia.models.retrofit.state import State
 from circadia.sleep import PRESETS, Entry, Rehearsal, preset, sleep
 from circadia.sleep.losses import nats
-from circadia.sleep.rehearse import read, unanchored
+from circadia.sleep.rehearse import read
 from circadia.sleep.student import Teacher
 from circadia.sleep.windows import surprising
 
@@ -212,8 +212,6 @@ def life(run: dict[str, Any], base: str, data: Data, tell: Any) -> dict[str, Any
         if run["presentations"] and settings.replay is not None:
             settings = settings.but(replay={"presentations": float(run["presentations"]), "enough": 2.0})
         state, report = sleep(model, state, journal, settings, seed=run["seed"], slept=slept, work=run["work"])
-        if not run["decay"]:
-            state = unanchored(model, state)
         slept = state
         seconds["night"] += time.perf_counter() - begin
         scores[f"night {number + 1}"] = measured(model, state, told[: number + 1], data.own)

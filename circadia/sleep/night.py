@@ -118,6 +118,7 @@ class _Night:
         if settings.anchor and self.state is not self.given:
             self.state = anchored(model, self.state)
         self.check()
+        report.stopped_by_budget = meter.over
         after = self.measured(Teacher(model, self.state), asked, unseen)
         report.windows = len(windows) if settings.replay is None or not settings.replay.whole else len(self.spans())
         report.probes = [{"name": p.name, "before": a, "after": b} for p, a, b in zip(asked, before[0], after[0])]
@@ -127,7 +128,6 @@ class _Night:
             {"about": "the older self", "text": self.told(row, decode)} for row in unseen[:3]
         ] + report.dreams
         report.sizes = pool.sizes(model, self.state)
-        report.stopped_by_budget = meter.over
         report.cost = {"seconds": meter.elapsed, "learned": meter.learned, "read": meter.read, "made": meter.made}
         return self.state, report
 

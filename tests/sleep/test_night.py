@@ -378,6 +378,13 @@ def test_errors_name_what_is_wrong(two, tiny, journal):
         sleep(whole, whole.start(), journal, small(preset().but(dreaming=Dreaming())))
 
 
+def test_a_night_without_a_day_teaches_nothing(two):
+    model, state = two
+    new, report = sleep(model, state, [], small(preset()))
+    assert report.windows == 0 and report.json() and "–" in report.markdown()
+    assert all(torch.equal(new[n], x) for n, x in state.items())
+
+
 def test_a_slept_state_is_saved_and_read_on(two, journal, tmp_path):
     model, state = two
     slept, _ = sleep(model, state, journal, small(preset()))
