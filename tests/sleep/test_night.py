@@ -24,12 +24,12 @@ from circadia.sleep import (
     preset,
     sleep,
 )
-from circadia.sleep.dream import chosen, dream, importance, random_expert, tasks_of
+from circadia.sleep.dream import _loss, chosen, dream, importance, random_expert, tasks_of
 from circadia.sleep.filter import check, otherwise
 from circadia.sleep.rehearse import anchored, read, step, unanchored
 from circadia.sleep.schedule import read as read_by_clock
 from circadia.sleep.schedule import until
-from circadia.sleep.student import Teacher, written
+from circadia.sleep.student import Student, Teacher, written
 from circadia.sleep.windows import losses, probes, scores, surprising
 from tests.models.retrofit.conftest import same, text
 from tests.sleep.conftest import seeded
@@ -314,6 +314,13 @@ def test_dreams_that_help_are_rewarded_and_learned(two):
     rows = [torch.cat((window.tokens, d.tokens)) for d in good]
     cost = [sum(float(x[12:].mean()) for x in losses(Teacher(model, s), rows)) for s in (state, new)]
     assert cost[1] < cost[0]
+
+
+def test_a_dream_is_learned_behind_its_task_alone(two):
+    model, state = two
+    rows, student = [text(9, 1), text(7, 2)], Student(model, state, [])
+    want = [float(each[skip:].mean()) for each, skip in zip(losses(Teacher(model, state), rows), (4, 2))]
+    assert float(_loss(student, rows, [5, 3], Meter())) == pytest.approx(sum(want) / 2, rel=1e-5)
 
 
 def test_selection_by_hand(two):
