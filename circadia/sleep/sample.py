@@ -1,0 +1,51 @@
+"""Text out of a model, many rows at once, from a generator of random numbers of its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circadia.models.retrofit import RetrofitModel
+from circadia.models.retrofit.build import positions
+from circadia.sleep.student import Student, Teacher
+
+
+@torch.no_grad()
+def sample(
+    who: Teacher | Student, prompts: Tensor, tokens: int, generator: torch.Generator, temperature: float = 1.0,
+    batch: int = 32,
+) -> Tensor:  # fmt: skip
+    """Prompts [n, p] with what follows, [n, p + tokens]. Ends of text are tokens like others: a dream may go on."""
+    if prompts.ndim != 2 or prompts.shape[1] < 1:
+        raise ValueError(f"prompts of shape {tuple(prompts.shape)}: give rows of at least one token")
+    limit = positions(who.model.base)
+    if limit is not None and prompts.shape[1] + tokens > limit:
+        raise ValueError(f"{prompts.shape[1]} + {tokens} tokens are more than the model's {limit} positions")
+    with who.wearing() as base:
+        rows = [_some(base, part.to(who.model.device), tokens, generator, temperature) for part in prompts.split(batch)]
+    return torch.cat(rows).cpu()
+
+
+def _some(base: Any, ids: Tensor, tokens: int, generator: torch.Generator, temperature: float) -> Tensor:
+    past, new = None, ids
+    for _ in range(tokens):
+        out = base(new, past_key_values=past, use_cache=True)
+        past = getattr(out, "past_key_values", None)
+        logits = out.logits[:, -1].float().cpu()
+        if temperature > 0:
+            following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        else:
+            following = logits.argmax(-1, keepdim=True)
+        following = following.to(ids.device)
+        ids = torch.cat((ids, following), 1)
+        new = ids if past is None else following  # a base without a cache reads everything again
+    return ids
+
+
+def starts(model: RetrofitModel, count: int, start: int | None = None) -> Tensor:
+    """`count` prompts of nothing but the token a text starts with: the base's, or a new line for a base of bytes."""
+    config = model.config.get_text_config()
+    for found in (start, config.bos_token_id, 10 if config.vocab_size == 256 else config.eos_token_id):
+        if isinstance(found, int):
+            return torch.full((count, 1), found)
+    raise ValueError("start=None: this base names no token that a text begins with; give its number")

@@ -1,0 +1,143 @@
+"""What a night goes over again: short pieces of the journal that surprised most, and probes made of them.
+
+Nobody labels anything; who is asked should not have learned the journal yet. Each entry is read in spans as long as a
+chunk, each by itself, and of each span the `length` tokens of the highest mean loss are kept. A probe is the most
+surprising part of a window after its beginning; it is bound once the model says it from what stands before it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circadia.models.retrofit import RetrofitModel
+from circadia.models.retrofit.build import positions
+from circadia.sleep.fit import Meter
+from circadia.sleep.losses import nats
+from circadia.sleep.student import Student, Teacher
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a learner observed, as far as a night asks: tokens, where they come from, and how far that is trusted."""
+
+    tokens: Tensor  # one row, int64
+    source: str = ""
+    trust: float = 1.0
+    number: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """One token more than is to be said, so that each has one before it."""
+
+    tokens: Tensor
+    source: str
+    trust: float
+    number: int  # of the entry
+    start: int  # place in it
+    surprise: float  # mean nats a token when it was chosen
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens, of which those from `cue` on are to be said."""
+
+    name: str
+    tokens: Tensor
+    cue: int
+
+
+def batch(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels [n, t] of rows of any length; labels of the padding are ignored."""
+    longest = max(row.numel() for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    labels = torch.full((len(rows), longest), IGNORED)
+    for i, row in enumerate(rows):
+        ids[i, : row.numel()] = row
+        labels[i, : row.numel()] = row
+    return ids[:, :-1], labels[:, 1:]
+
+
+def losses(who: Teacher | Student, rows: Sequence[Tensor], size: int = 16) -> list[Tensor]:
+    """Loss of every token but the first of each row."""
+    found = []
+    with torch.no_grad():
+        for at in range(0, len(rows), size):
+            some = rows[at : at + size]
+            ids, labels = (x.to(who.model.device) for x in batch(some))
+            each = nats(who.logits(ids), labels).cpu()
+            found += [each[i, : row.numel() - 1] for i, row in enumerate(some)]
+    return found
+
+
+def surprising(
+    who: Teacher, journal: Sequence[Entry], length: int, limit: int | None = None, span: int | None = None,
+    meter: Meter | None = None,
+) -> list[Window]:  # fmt: skip
+    """The most surprising window of each span; of all of them the `limit` most surprising, in their order."""
+    if length < 2:
+        raise ValueError(f"length={length!r}: a window needs at least 2 tokens")
+    span = span or who.model.settings.chunk
+    room = positions(who.model.base)
+    span = max(length + 1, span) if room is None else min(room, max(length + 1, span))
+    pieces = []
+    for entry in journal:
+        for at in range(0, entry.tokens.numel(), span):
+            piece = entry.tokens[at : at + span]
+            if piece.numel() > min(length, 8):  # a few last tokens are no experience
+                pieces.append((entry, at, piece))
+    found = []
+    for (entry, at, piece), each in zip(pieces, losses(who, [piece for _, _, piece in pieces])):
+        width = min(length, each.numel())
+        means = each.unfold(0, width, 1).mean(-1)
+        best = int(means.argmax())
+        tokens = piece[best : best + width + 1].clone()
+        found.append(Window(tokens, entry.source, entry.trust, entry.number, at + best, float(means[best])))
+    if meter is not None:
+        meter.read += sum(piece.numel() for _, _, piece in pieces)
+    if limit is not None and len(found) > limit:
+        kept = sorted(range(len(found)), key=lambda i: -found[i].surprise)[:limit]
+        found = [found[i] for i in sorted(kept)]
+    return found
+
+
+def probes(who: Teacher, chosen: Sequence[Window], answer: int, limit: int | None = None) -> list[Probe]:
+    """Of each window its `answer` most surprising tokens behind the first quarter, which is the cue at least."""
+    found = []
+    for window, each in zip(chosen, losses(who, [window.tokens for window in chosen])):
+        first = max(1, each.numel() // 4)
+        if each.numel() - first < answer:
+            continue
+        at = first + int(each[first:].unfold(0, answer, 1).mean(-1).argmax())
+        found.append(Probe(f"{window.number}:{window.start}", window.tokens[: at + answer + 1], at + 1))
+    if limit is not None and len(found) > limit:  # spread over the day
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    return found
+
+
+def scores(who: Teacher | Student, asked: Sequence[Probe]) -> list[float]:
+    """Mean nats a token of each answer."""
+    found = losses(who, [probe.tokens for probe in asked])
+    return [float(each[probe.cue - 1 :].mean()) for probe, each in zip(asked, found)]
+
+
+def share_bound(values: Sequence[float], bound: float) -> float:
+    """How many of the probes are bound: at most `bound` nats a token."""
+    return sum(value <= bound for value in values) / len(values) if values else 1.0
+
+
+def said(model: RetrofitModel, tokens: Tensor) -> Tensor:
+    """One row of token ids the model knows."""
+    known = model.config.get_text_config().vocab_size
+    if tokens.ndim != 1 or tokens.is_floating_point() or (tokens.numel() and not int(tokens.min()) >= 0):
+        raise ValueError(
+            f"an entry of the journal has tokens of shape {tuple(tokens.shape)} and {tokens.dtype}: one row"
+        )
+    if tokens.numel() and int(tokens.max()) >= known:
+        raise ValueError(f"an entry of the journal has token {int(tokens.max())}: the model knows 0 to {known - 1}")
+    return tokens.to(torch.int64)
