@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circadia.models.retrofit import LevelReport, RetrofitModel
+from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State, key
 from circadia.models.retrofit.stream import Stream
 from circadia.sleep import pool
@@ -27,11 +27,10 @@ from circadia.sleep.windows import Window
 
 def prospective(model: RetrofitModel, state: State, level: int) -> State:
     """What a level would be if its period ended now: its open sum of gradients is applied, as `learn` applies it."""
-    settings = model.settings.levels[level]
-    if settings.feed == "faster" or int(state[key(level, "count")]) == 0:
+    if model.settings.levels[level].feed == "faster" or not any(int(state[key(i, "count")]) for i in range(level + 1)):
         return state
     stream = Stream(model, state)
-    stream.update(level, settings, {}, {}, 0, LevelReport(f"level {level}", settings.period))
+    stream.ahead(level)
     return stream.state
 
 

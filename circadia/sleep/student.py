@@ -91,7 +91,11 @@ class Student:
             assert site.matrix is not None
             deltas = [x for _, x in model.deltas(held, name)]
             pairs = [*model.pairs(held, name), *([self.extra[name]] if name in self.extra else [])]
-            readings[site.matrix.module] = Reading(site.matrix, deltas, pairs, keep=False)
+            whole = total(deltas) if deltas else None
+            reading = Reading(site.matrix, [] if whole is None else [whole.detach()], pairs)
+            if whole is not None and whole.requires_grad:
+                reading.leaf, reading.brief = whole, True
+            readings[site.matrix.module] = reading
         with worn(readings):
             yield model.base
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from circadia.models.retrofit import retrofit
 from circadia.sleep import Meter, pool
 from circadia.sleep.consolidate import consolidate, prospective
 from circadia.sleep.losses import divergence
@@ -10,7 +11,7 @@ from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Seeding, imitated, taught, texts
 from circadia.sleep.student import Student, Teacher
 from circadia.sleep.windows import surprising
-from tests.models.retrofit.conftest import same, text
+from tests.models.retrofit.conftest import base_of, same, text
 from tests.sleep.conftest import seeded
 
 SHORT = dict(texts=8, length=8, prefix=4, rows=4, steps=3, group=2)
@@ -70,6 +71,24 @@ def test_the_prospective_update_is_the_one_that_learning_makes(two):
     assert float(along) == pytest.approx(1.0, abs=1e-5)
     same(half, model.learn(ids[:8], model.start())[1])
     assert prospective(model, made, 0) is made
+
+
+def test_a_slow_level_ahead_of_its_period_counts_what_the_fast_one_still_holds():
+    """`listen` of a whole period says nothing new, but makes each level add up its gradients by itself."""
+    ids = text(32, 3)
+    ends = []
+    for listen in (None, [8, 16]):
+        model = retrofit(base_of("llama"), [8, 16], chunk=4, listen=listen)
+        _, state = model.learn(ids[:12], model.start())
+        state = prospective(model, state, 1)
+        ahead = {name: x for name, x in state.items() if name.startswith("level1/delta/")}
+        assert any(bool(x.any()) for x in ahead.values())
+        ends.append((ahead, model.learn(ids[12:], state)[1]))
+    (ahead, end), (alone, after) = ends
+    for name, x in ahead.items():
+        torch.testing.assert_close(x, alone[name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(end[name], after[name], rtol=1e-4, atol=1e-7)
+    assert int(end["level1/count"]) == 0
 
 
 def test_a_freed_sender_comes_back_through_the_receiver(two):

@@ -304,6 +304,30 @@ class Stream:
         report.updates, report.moved = report.updates + 1, report.moved + share * after.moved
         report.norm, report.slope = self.norms[i], after.slope
 
+    @torch.no_grad()
+    def ahead(self, i: int) -> None:
+        """The update of a level as if its period ended now; its clock goes on.
+
+        What the faster levels of a stack still hold of its sum counts, and is taken off again, as it comes once more
+        when their periods end.
+        """
+        levels, report = self.model.settings.levels, LevelReport(f"level {i}", self.model.settings.levels[i].period)
+        first = i
+        while self.follows(first):
+            first -= 1
+        names = [f"{part}/{site.name}" for part in parts_of(levels[i]) for site in self.model.own[i]]
+        held = []
+        for j in range(first, i):
+            count = int(self.state[key(j, "count")])
+            held.append((j, count, float(self.state.get(key(j, "weight"), torch.tensor(float(count))))))
+        for sign in (1, -1):
+            for j, count, weight in held:
+                for n in names:
+                    self.add(key(i, "grad", n), sign * self.state[key(j, "grad", n)])
+                self.count(i, sign * count, sign * weight)
+            if sign == 1:
+                self.update(i, levels[i], {}, {}, report)
+
     def held(self, i: int, name: str) -> list[str]:
         """What a level's optimizer remembers."""
         start, end = f"level{i}/opt/", f"/{name}"
