@@ -11,13 +11,26 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "memory": "circadia.memory",
     "models": "circadia.models",
+    "Learner": "circadia.live.learner:Learner",  # a class
+    "live": "circadia.live",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
     "optim": "circadia.optim",
     "retrofit": "circadia.models.retrofit:retrofit",  # a function
     "train": "circadia.train",
     "evals": "circadia.evals",
 }
-__all__ = ["__version__", "evals", "levels", "memory", "models", "optim", "retrofit", "train"]
+__all__ = [
+    "Learner",
+    "__version__",
+    "evals",
+    "levels",
+    "live",
+    "memory",
+    "models",
+    "optim",
+    "retrofit",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from circadia import __version__
 from circadia.cli.doctor import doctor
 from circadia.cli.evals import evals
+from circadia.cli.learner import learner
 from circadia.cli.levels import levels
 from circadia.cli.models import models
 from circadia.cli.optimizers import optimizers
@@ -74,3 +75,5 @@ app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)
 
 EVALUATE = "Evaluate"
 app.add_typer(evals, name="eval", rich_help_panel=EVALUATE)
+LIVE = "Live"
+app.add_typer(learner, name="learner", rich_help_panel=LIVE)

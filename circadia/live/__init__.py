@@ -1,4 +1,4 @@
-"""What a learner is made of while it lives: its versions, its log and its journal, on disk.
+"""The learner, and what it is made of while it lives: its versions, its log and its journal, on disk.
 
 with Store.open("store") as store:
     store.create("ana", base=fingerprint)
@@ -12,6 +12,14 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "Learner": "learner",
+    "Answer": "answers",
+    "Observed": "observing",
+    "Forgotten": "forgetting",
+    "Changed": "feedback",
+    "Gate": "gate",
+    "Probe": "guard",
+    "Verdict": "guard",
     "Store": "store",
     "Life": "store",
     "Writer": "writer",

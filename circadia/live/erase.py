@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from circadia.live import versions as rows_of
 from circadia.live.chain import append, bury
 from circadia.live.errors import StoreError
+from circadia.live.journal import DROPPED
 from circadia.live.sweep import Tidied, drop, finish, intend, numbers, ranges, reset, tidy
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def erase(
     events: Iterable[int],
     move: Mapping[str, int | None],
     reason: str,
+    dropped: Iterable[int] = (),
 ) -> Erased:
     """Delete them so that no byte stays in the store's files."""
     owner, db = learner["id"], store.db
@@ -84,6 +86,10 @@ def erase(
             ]
             db.many(
                 "UPDATE experiences SET version = NULL WHERE learner = ? AND version = ?", [(owner, v) for v in gone]
+            )
+            db.many(
+                f"UPDATE experiences SET version = {DROPPED} WHERE learner = ? AND number = ?",
+                [(owner, n) for n in dropped],
             )
             written = exports(store, owner, lost, gone)
             tensors = _tensors(store, owner, gone)

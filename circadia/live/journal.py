@@ -127,18 +127,19 @@ def query(
         )
 
 
-def settle(db: Database, learner: int, branch: str, version: int) -> list[int]:
-    """Give what is pending on a branch to a version, or drop it; returns the numbers."""
-    found = db.all(
-        "SELECT number FROM experiences WHERE learner = ? AND branch = ? AND version IS NULL", learner, branch
+def settle(db: Database, learner: int, branch: str, version: int, only: Sequence[int] | None = None) -> list[int]:
+    """Give what is pending on a branch to a version, or drop it; returns the numbers. `only`: these and no others,
+    whatever their branch and whether they are pending or in another version already.
+    """
+    if only is None:
+        rows = db.all(
+            "SELECT number FROM experiences WHERE learner = ? AND branch = ? AND version IS NULL", learner, branch
+        )
+        only = [row[0] for row in rows]
+    db.many(
+        "UPDATE experiences SET version = ? WHERE learner = ? AND number = ?", [(version, learner, n) for n in only]
     )
-    db.run(
-        "UPDATE experiences SET version = ? WHERE learner = ? AND branch = ? AND version IS NULL",
-        version,
-        learner,
-        branch,
-    )
-    return [row[0] for row in found]
+    return list(only)
 
 
 def faults(db: Database, seal: Seal, learner: Any, told: dict[int, Any], gone: set[int]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 import re
 import time as clock
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -69,11 +69,11 @@ class Writer:
         db, seal = self.store.db, self.store.seal
         return list(journal.query(db, seal, self._row, pending=self.branch_name, payload=payload))
 
-    def discard(self, reason: str) -> list[int]:
-        """Let no version contain what is pending; it stays in the journal."""
+    def discard(self, reason: str, only: Sequence[int] | None = None) -> list[int]:
+        """Let no version contain what is pending (`only`: these); it stays in the journal."""
         self._check()
         with self.store.db.transaction():
-            dropped = journal.settle(self.store.db, self._row["id"], self.branch_name, journal.DROPPED)
+            dropped = journal.settle(self.store.db, self._row["id"], self.branch_name, journal.DROPPED, only)
             if dropped:
                 self._log("discard", {"reason": reason, "dropped": dropped})
         return dropped
@@ -104,10 +104,12 @@ class Writer:
         probes: Mapping[str, Any] | None = None,
         notes: str = "",
         current: bool = True,
+        experiences: Sequence[int] | None = None,
     ) -> Version:
         """A new version out of a state; it contains what is pending. Tensors that are stored already are not written.
 
-        With ``current=False`` the version is held: the branch stays where it is until `accept`.
+        With ``current=False`` the version is held: the branch stays where it is until `accept`. With `experiences` it
+        contains these and not what is pending: for what is built again after an erasure.
         """
         self._check()
         store, db, owner = self.store, self.store.db, self._row["id"]
@@ -140,9 +142,14 @@ class Writer:
                     told: dict[str, Any] = {"version": vars(version), "branch": self.branch_name}
                     if current:
                         self._point(number)
-                        told |= {"to": number, "experiences": journal.settle(db, owner, self.branch_name, number)}
+                        told |= {
+                            "to": number,
+                            "experiences": journal.settle(db, owner, self.branch_name, number, experiences),
+                        }
                     else:
-                        told["experiences"] = [e.number for e in self.pending()]
+                        told["experiences"] = (
+                            [e.number for e in self.pending()] if experiences is None else list(experiences)
+                        )
                     self._log("commit", told, number, time=version.time)
             except BaseException:
                 if blob is not None and not db.one("SELECT 1 FROM blobs WHERE hash = ?", blob[0]):
@@ -174,11 +181,11 @@ class Writer:
             self._log("accept", {"branch": self.branch_name, "to": number, "reason": reason}, number)
         return version
 
-    def rollback(self, number: int | None, reason: str) -> Version | None:
-        """Point the branch to any version, None for the base; what is pending is dropped."""
+    def rollback(self, number: int | None, reason: str, drops: bool = True) -> Version | None:
+        """Point the branch to any version, None for the base; what is pending is dropped, if `drops`."""
         self._check()
         with self.store.db.transaction():
-            sweep.reset(self.store, self._row["id"], self.branch_name, number, reason)
+            sweep.reset(self.store, self._row["id"], self.branch_name, number, reason, drops)
         return self.current
 
     def branch(self, name: str, number: int | None = None) -> None:
@@ -214,15 +221,16 @@ class Writer:
         events: Iterable[int] = (),
         move: Mapping[str, int | None] | None = None,
         reason: str = "erase",
+        dropped: Iterable[int] = (),
     ) -> erase.Erased:
         """Delete for good. The reason stays in the log.
 
         Experiences go without the versions that learned from them (`Store.influenced` says which) unless these are
         named, with all that came out of them and in `move` where their branches are to point. What remains of the
-        experiences of such versions is pending again.
+        experiences of such versions is pending again, but for `dropped`, which no version shall contain.
         """
         self._check()
-        return erase.erase(self.store, self._row, experiences, versions, events, move or {}, reason)
+        return erase.erase(self.store, self._row, experiences, versions, events, move or {}, reason, dropped)
 
     def gc(self, keep: int | None = None) -> sweep.Tidied:
         """Remove versions but the newest `keep` and those that branches point to, then files that nobody needs."""

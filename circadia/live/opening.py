@@ -1,0 +1,89 @@
+"""From a base in any shape to the model, tokenizer and settings of a learner; and back from what the store noted."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from circadia.live.errors import StoreError
+from circadia.live.gate import of as gate_of
+from circadia.live.reader import Reader
+from circadia.live.text import Words, of_base
+from circadia.models.retrofit import RetrofitModel, Settings, retrofit
+from circadia.models.retrofit.build import arranged, loaded
+
+FORMAT = 1
+EVERY = 32768  # tokens of a long stream between two commits
+
+
+def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) -> tuple[Reader, dict[str, Any]]:
+    """A reader for a new learner, and its config."""
+    source = str(Path(base).expanduser().resolve()) if _folder(base) else base if isinstance(base, str) else None
+    if isinstance(base, RetrofitModel):
+        if settings:
+            raise ValueError(f"{', '.join(settings)}: the base is retrofitted already and has its own settings")
+        model, source = base, base.source
+    else:
+        if source and (Path(source) / "retrofit.json").is_file() and settings:
+            raise ValueError(f"{', '.join(settings)}: {source} is a retrofit and has its own settings")
+        model = retrofit(base, **settings)
+    words = of_base(model.base, tokenizer, source)
+    reader = Reader(model, words, gate_of(gate))
+    config = {
+        "format": FORMAT,
+        "base": source,
+        "retrofit": json.loads(json.dumps(model.settings.to_dict())),
+        "tokenizer": words.name,
+        "gate": reader.gate.to_dict() if reader.gate else None,
+    }
+    return reader, config
+
+
+def again(life: Any, base: Any) -> Reader:
+    """The reader of a learner that exists; another base than its own is refused."""
+    config = life.config
+    if config.get("format") != FORMAT:
+        raise StoreError(
+            f"name={life.name!r}: made by another program or version (format {config.get('format')!r}, this Circadia "
+            f"reads {FORMAT}): open it with the one that made it"
+        )
+    if base is None and config["base"] is None:
+        raise ValueError(f"base: {life.name!r} was made on a model in memory: give that model")
+    given = config["base"] if base is None else base
+    if isinstance(given, RetrofitModel):
+        model = given
+    elif _folder(given) and (Path(given) / "retrofit.json").is_file():
+        model = retrofit(given)
+    else:
+        settings = Settings.from_dict(config["retrofit"])
+        object_ = loaded(str(given)) if isinstance(given, (str, Path)) else given
+        model = arranged(
+            object_, settings.levels, assign=settings.assign, layers=settings.layers, target=settings.target,
+            chunk=settings.chunk, context=settings.context, seed=settings.seed, source=config["base"],
+        )  # fmt: skip
+    theirs = json.loads(json.dumps(model.settings.to_dict()))
+    if theirs != config["retrofit"]:
+        changed = [name for name in theirs if theirs[name] != config["retrofit"].get(name)]
+        raise ValueError(f"base: {life.name!r} was made with another retrofit, they differ in {', '.join(changed)}")
+    if (found := fingerprint(model)) != life.base:
+        raise ValueError(
+            f"base: {life.name!r} belongs to the base {life.base[:12]}, this one is {found[:12]}: give the base that it "
+            "was made on, with the weights that it had"
+        )
+    words = Words(None) if config["tokenizer"] is None else Words.open(config["tokenizer"])
+    return Reader(model, words, gate_of(config["gate"]))
+
+
+def fingerprint(model: RetrofitModel) -> str:
+    """Of the base, and of learned rates where there are some: everything that replay rests on."""
+    own = model.fingerprint()
+    if model.learned is None:
+        return own
+    found = hashlib.sha256(own.encode())
+    for name, x in sorted(model.learned.state_dict().items()):
+        found.update(name.encode() + x.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _folder(base: Any) -> bool:
+    return isinstance(base, (str, Path)) and Path(base).expanduser().is_dir()
