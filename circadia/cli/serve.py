@@ -76,14 +76,17 @@ def new(
     store: STORE = HERE,
 ) -> None:
     """Make a key. It is shown now and never again."""
-    number, made = _keys(store).new(scope, learner or [])
+    with _keys(store) as keys:
+        number, made = keys.new(scope, learner or [])
     print(f"{number} {made}")
 
 
 @key.command("list")
 def list_(store: STORE = HERE) -> None:
     """All keys, without what would open anything."""
-    for one in _keys(store).listed():
+    with _keys(store) as keys:
+        found = keys.listed()
+    for one in found:
         state = "revoked" if one["revoked"] else "valid"
         print(f"{one['id']} {one['scope']:6} {state:8} {','.join(one['learners'])}")
 
@@ -93,4 +96,5 @@ def revoke(
     number: Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")], store: STORE = HERE
 ) -> None:
     """Let a key open nothing any more."""
-    _keys(store).revoke(number)
+    with _keys(store) as keys:
+        keys.revoke(number)

@@ -60,8 +60,8 @@ def routes(service: Service) -> APIRouter:
             raise Refused(400, f"the prompt holds a token that the base does not know; there are {vocab}")
         room = (service.base.limit or settings.context) - len(ids)
         if room < 1 or (new or 1) > room:
-            raise Refused(400, f"the context has {room + len(ids)} tokens; the prompt has {len(ids)}, "
-                          f"{new or 1} are to come: shorten it, or ask for less", "context_length_exceeded", "messages")  # fmt: skip
+            said = f"the context has {room + len(ids)} tokens; the prompt has {len(ids)}, {new or 1} are to come"
+            raise Refused(400, f"{said}: shorten it, or ask for less", "context_length_exceeded", "messages")
         if (new or 1) > settings.most_tokens:
             raise Refused(
                 400, f"max_tokens={new}: this server makes at most {settings.most_tokens}", None, "max_tokens"

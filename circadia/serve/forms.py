@@ -162,7 +162,7 @@ class Feedback(Change):
     """On a completion of this server, or an answer of the journal."""
 
     completion: Text | None = None
-    answer: int | None = None
+    answer: Annotated[int, Field(gt=-(2**62), lt=2**62)] | None = None
     good: bool | None = None
     correction: Text | None = None
     about: Text | None = None

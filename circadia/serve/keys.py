@@ -66,6 +66,12 @@ class Keys:
         with self._lock:
             self._db.close()
 
+    def __enter__(self) -> "Keys":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _all(self, sql: str, *values: Any) -> list[Any]:
         with self._lock, explained(self.folder):
             return self._db.execute(sql, values).fetchall()

@@ -47,18 +47,19 @@ class Service:
 
     def __init__(self, settings: Settings, key: str | bytes | None = None) -> None:
         self.settings = settings
+        if not settings.loopback:
+            with Keys(settings.store) as keys:
+                if not keys.needed:
+                    raise ValueError(
+                        f"host={settings.host!r} can be reached by others: make a key first, with `circadia key new`, "
+                        "or serve on 127.0.0.1"
+                    )
         self._stack = contextlib.ExitStack()
         self.base = Base(settings.base, settings.tokenizer)
         self.writes = Store.open(settings.store, key)
         self._alone()
         self.reads = Store.open(settings.store, key)  # a connection of its own: a long transaction holds up no reader
         self.keys, self.rates = Keys(settings.store), Rates(settings.rate)
-        if not settings.loopback and not self.keys.needed:
-            self.close()
-            raise ValueError(
-                f"host={settings.host!r} can be reached by others: make a key first, with `circadia key new`, "
-                "or serve on 127.0.0.1"
-            )
         self.memories = Memories(self.base, self.reads, settings.cache)
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(settings.readers, "circadia-reader")
