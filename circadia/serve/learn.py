@@ -75,10 +75,12 @@ def observe(service: Service, name: str, branch: str, what: str | list[Any], sou
                 yield text[i : i + BLOCK]
 
         with service.changing(name, branch) as me:
-            start = me.tokens
+            position = int(me.state["clock/tokens"])
 
             def tell(now: Any) -> None:
-                told = {"tokens": now.tokens, "position": start + now.tokens, "surprise": now.surprise,
+                nonlocal position
+                position += me.model.settings.chunk  # chunks lie at fixed places of the life
+                told = {"tokens": now.tokens, "position": position, "surprise": now.surprise,
                         "weight": now.weight, "seconds": now.seconds}  # fmt: skip
                 job.tell(plain(told))
 
