@@ -112,6 +112,7 @@ class Memory:
     learner: str | None
     branch: str
     version: int | None
+    uid: str
     words: Words
     readings: Mapping[Any, Reading]
     bytes: int
@@ -145,7 +146,7 @@ class Memories:
 
     def frozen(self) -> Memory:
         """The base as it is."""
-        return Memory(None, "main", None, self.base.words, {}, 0)
+        return Memory(None, "main", None, "", self.base.words, {}, 0)
 
     def get(self, name: str, branch: str = "main") -> Memory:
         """The last committed version of a learner's branch."""
@@ -184,7 +185,7 @@ class Memories:
                 size += sum(x.nbytes for x in [*reading.deltas, *(x for pair in reading.pairs for x in pair)])
                 size += reading.matrix.weight.nbytes if reading.deltas and reading.matrix.exact else 0  # their sum
         self.loads += 1
-        return Memory(life.name, branch, number or None, reader.words, readings, size, epoch)
+        return Memory(life.name, branch, number or None, life.uid, reader.words, readings, size, epoch)
 
     def _keep(self, uid: str, number: int, memory: Memory, heads: set[int]) -> None:
         with self._lock:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from circadia.live.text import Words
 from circadia.live.writer import NAME
-from circadia.serve.bank import Memory
 from circadia.serve.decode import TURNS, Call, Piece, Said, Wish
 from circadia.serve.errors import Refused, of
 from circadia.serve.forms import Asked, ChatAsked, TextAsked
@@ -52,7 +52,7 @@ def routes(service: Service) -> APIRouter:
             service.allow(key, name, "teach")
         return name, branch or "main"
 
-    def wished(body: Asked, memory: Memory, ids: list[int], new: int | None, marks: int | None, trim: bool) -> Wish:
+    def wished(body: Asked, ids: list[int], new: int | None, marks: int | None, trim: bool) -> Wish:
         vocab = service.base.module.config.get_text_config().vocab_size
         if not ids:
             raise Refused(400, "the prompt is empty: give at least one token")
@@ -76,9 +76,8 @@ def routes(service: Service) -> APIRouter:
     @found.post("/v1/chat/completions")
     async def chat(body: ChatAsked, request: Request, key: Who) -> Any:
         name, branch = chosen(body, key)
-        memory = await service.memory(name, branch)
+        words = await service.words(name)
         turns = [message.plain() for message in body.messages]
-        words = memory.words
 
         def prompt() -> list[int]:
             try:
@@ -91,49 +90,50 @@ def routes(service: Service) -> APIRouter:
 
         marks = (body.top_logprobs or 0) if body.logprobs else None
         new = body.max_completion_tokens or body.max_tokens
-        wish = wished(body, memory, await asyncio.to_thread(prompt), new, marks, not words.templated)
+        wish = wished(body, await asyncio.to_thread(prompt), new, marks, not words.templated)
         quotes = any(turn["role"] == "assistant" for turn in turns)
-        return await answered(body, request, key, memory, wish, quotes, turns)
+        return await answered(body, request, key, (name, branch), words, wish, quotes, turns)
 
     @found.post("/v1/completions")
     async def complete(body: TextAsked, request: Request, key: Who) -> Any:
         name, branch = chosen(body, key)
-        memory = await service.memory(name, branch)
+        words = await service.words(name)
         given = body.prompt
         if isinstance(given, list) and len(given) == 1 and isinstance(given[0], (str, list)):
             given = given[0]
         if isinstance(given, str):
-            ids = await asyncio.to_thread(memory.words.encode, given)
+            ids = await asyncio.to_thread(words.encode, given)
         elif all(isinstance(one, int) and not isinstance(one, bool) for one in given):
             ids = given
         else:
             raise Refused(400, "prompt: give one text, or one list of tokens", None, "prompt")
-        wish = wished(body, memory, ids, body.max_tokens, body.logprobs, False)
-        return await answered(body, request, key, memory, wish, False, None)
+        wish = wished(body, ids, body.max_tokens, body.logprobs, False)
+        return await answered(body, request, key, (name, branch), words, wish, False, None)
 
     async def answered(
-        body: Asked, request: Request, key: Key, memory: Memory, wish: Wish, quotes: bool, turns: Any
-    ) -> Any:
+        body: Asked, request: Request, key: Key, who: tuple[str | None, str], words: Words, wish: Wish, quotes: bool,
+        turns: Any,
+    ) -> Any:  # fmt: skip
         """The same for both: as one reply, or as events."""
-        shape = Shape(isinstance(body, ChatAsked), body.model, int(time.time()), memory, wish)
-        uid = service.reads.learner(memory.learner).uid if memory.learner else ""
         call = Call(settings.seconds)
+        shape = Shape(isinstance(body, ChatAsked), body.model, int(time.time()), words, wish, call)
 
         async def after(said: Said) -> dict[str, Any] | None:
             """What the reply says of the learner, once it has learned."""
-            if memory.learner is None:
+            memory = call.memory
+            if memory is None or memory.learner is None:
                 return None
-            kept = service.remember(shape.id, memory, wish, said, quotes, uid)
+            kept = service.remember(shape.id, memory, wish, said, quotes)
             told = {"learner": memory.learner, "branch": memory.branch, "version": memory.version}
             return {**told, **(await learned(service, key, kept, body.source, turns) if body.learn else {})}
 
         if not body.stream:
-            said = await unless_gone(request, service.say(memory, wish, call))
+            said = await unless_gone(request, service.say(who, wish, call))
             return shape.whole(said, await after(said))
         queue: asyncio.Queue[Piece | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(
-            service.say(memory, wish, call, lambda piece: loop.call_soon_threadsafe(queue.put_nowait, piece))
+            service.say(who, wish, call, lambda piece: loop.call_soon_threadsafe(queue.put_nowait, piece))
         )
         task.add_done_callback(lambda done: queue.put_nowait(None))
         try:

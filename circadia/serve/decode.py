@@ -78,6 +78,7 @@ class Call:
 
     def __init__(self, seconds: float) -> None:
         self.until, self._over = time.monotonic() + seconds, threading.Event()
+        self.memory: Memory | None = None  # that the answer is made with, once it is
 
     def cancel(self) -> None:
         """Stop at the next token."""

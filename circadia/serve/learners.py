@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from circadia.serve import learn
-from circadia.serve.errors import Refused, missing
+from circadia.serve.errors import Refused
 from circadia.serve.forms import Branch, Change, Feedback, Forget, Name, NewLearner, Observe, Rollback, Source
 from circadia.serve.jobs import Job, Work
 from circadia.serve.keys import Key
@@ -167,11 +167,10 @@ def routes(service: Service) -> APIRouter:
     @found.get("/learners/{name}/events")
     async def events(name: Name, key: Who) -> Any:
         service.allow(key, name, "read")
-        watch = service.watching(name)
-        queue = watch.__enter__()  # the limit is answered with a status
+        service.watchable()
 
         async def told() -> AsyncIterator[str]:
-            try:
+            with service.watching(name) as queue:
                 yield event({"event": "watching", "learner": name})
                 while True:
                     try:
@@ -182,8 +181,6 @@ def routes(service: Service) -> APIRouter:
                     if now is None:
                         return
                     yield event(now)
-            finally:
-                watch.__exit__(None, None, None)
 
         return stream(told())
 
@@ -201,7 +198,7 @@ def routes(service: Service) -> APIRouter:
     async def cancel(id: str, key: Who) -> Any:
         job = mine(id, key)
         if not key.may("teach"):
-            raise missing(job.learner) if not key.sees(job.learner) else Refused(403, "'teach' is needed", "scope")
+            raise Refused(403, f"this key has scope {key.scope!r}, 'teach' is needed", "scope")
         service.jobs.cancel(job)
         return job.shown()
 

@@ -4,23 +4,24 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from circadia.serve.bank import Memory
-from circadia.serve.decode import Mark, Piece, Said, Wish
+from circadia.live.text import Words
+from circadia.serve.decode import Call, Mark, Piece, Said, Wish
 
 
 class Shape:
     """Of one reply."""
 
-    def __init__(self, chat: bool, model: str, created: int, memory: Memory, wish: Wish) -> None:
-        self.chat, self.model, self.created, self.words, self.wish = chat, model, created, memory.words, wish
+    def __init__(self, chat: bool, model: str, created: int, words: Words, wish: Wish, call: Call) -> None:
+        self.chat, self.model, self.created = chat, model, created
+        self.words, self.wish, self.call = words, wish, call
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
-        self.print = f"v{memory.version or 0}"  # changes with what the learner knows
         self._offset = 0
 
     def _of(self, part: bool, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        version = self.call.memory.version if self.call.memory else None
         kind = "text_completion" if not self.chat else "chat.completion.chunk" if part else "chat.completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model,
-                "system_fingerprint": self.print, "choices": choices}  # fmt: skip
+                "system_fingerprint": f"v{version or 0}", "choices": choices}  # fmt: skip
 
     def whole(self, said: Said, told: dict[str, Any] | None) -> dict[str, Any]:
         """Of an answer that is not streamed."""

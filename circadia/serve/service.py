@@ -15,6 +15,7 @@ from fastapi import Request
 from circadia.live import Learner, Store
 from circadia.live.errors import Busy
 from circadia.live.locks import held
+from circadia.live.text import Words
 from circadia.serve.bank import Base, Memories, Memory
 from circadia.serve.decode import Call, Ended, Said, Tell, Wish, say
 from circadia.serve.errors import Refused, missing
@@ -143,21 +144,24 @@ class Service:
                         await asyncio.shield(task)
                 raise
 
-    async def memory(self, name: str | None, branch: str) -> Memory:
-        """What is worn for an answer."""
+    async def words(self, name: str | None) -> Words:
+        """Of a learner, or the base."""
         if name is None:
-            return self.memories.frozen()
-        return await asyncio.to_thread(self.memories.get, name, branch)
+            return self.base.words
+        return (await asyncio.to_thread(self.base.reader, self.reads.learner(name))).words
 
-    async def say(self, memory: Memory, wish: Wish, call: Call, tell: Tell | None = None) -> Said:
+    async def say(self, who: tuple[str | None, str], wish: Wish, call: Call, tell: Tell | None = None) -> Said:
         """An answer; cancelling ends it at the next token."""
+        name, branch = who
         begin = time.monotonic()
 
         def work() -> Said:
+            # Only now, with a slot: those who wait hold no memory, and see what was committed meanwhile.
+            call.memory = memory = self.memories.frozen() if name is None else self.memories.get(name, branch)
             return say(self.base.module, memory, wish, self.base.ends, call, tell)
 
         try:
-            said = await self.read(memory.learner or "", work, call)
+            said = await self.read(name or "", work, call)
         except Ended:
             raise Refused(504, f"not done within {self.settings.seconds:.0f} seconds", "timeout") from None
         finally:
@@ -184,11 +188,14 @@ class Service:
         with Learner(self.writes, name, self.base.reader(life), branch, False) as me:
             yield me
 
-    def remember(self, id: str, memory: Memory, wish: Wish, said: Said, quotes: bool, uid: str) -> Completion:
+    def remember(self, id: str, memory: Memory, wish: Wish, said: Said, quotes: bool) -> Completion:
         """A reply, so that feedback can be given on it."""
         assert memory.learner is not None
-        found = Completion(memory.learner, uid, memory.branch, memory.epoch, said, wish.ids, memory.version, quotes)
-        self.completions[id] = found
+        found = Completion(
+            memory.learner, memory.uid, memory.branch, memory.epoch, said, wish.ids, memory.version, quotes
+        )
+        if memory.epoch == self.memories.epoch(memory.uid):  # else it may hold what was forgotten meanwhile
+            self.completions[id] = found
         while len(self.completions) > self.settings.completions:
             self.completions.popitem(last=False)
         return found
@@ -208,11 +215,14 @@ class Service:
                 queue.get_nowait()
             queue.put_nowait(event)
 
+    def watchable(self) -> None:
+        """Or 429."""
+        if sum(len(queues) for queues in self.watchers.values()) >= LISTENERS:
+            raise Refused(429, f"{LISTENERS} watch already: try again later", "queue_full", retry=30)
+
     @contextlib.contextmanager
     def watching(self, learner: str) -> Iterator["asyncio.Queue[dict[str, Any] | None]"]:
         """The events of a learner."""
-        if sum(len(queues) for queues in self.watchers.values()) >= LISTENERS:
-            raise Refused(429, f"{LISTENERS} watch already: try again later", "queue_full", retry=30)
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(256)
         self.watchers.setdefault(learner, set()).add(queue)
         try:

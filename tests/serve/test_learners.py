@@ -5,6 +5,7 @@ import json
 import pytest
 
 from circadia.live import Learner
+from circadia.serve import learn
 from tests.live.conftest import raw
 from tests.live.learners import differing, model
 from tests.serve.conftest import serving
@@ -30,20 +31,21 @@ def own(tmp_path):
         yield server, tmp_path / "store"
 
 
-def test_what_is_observed_over_http_is_what_the_library_learns(own, tmp_path):
+def test_what_is_observed_over_http_is_what_the_library_learns(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "BLOCK", 300)  # read in several blocks
     server, _ = own
-    told, result = events(server, "/v1/learners/ana/observe", text=TEXT + "x" * 3000, source="notes")
+    told, result = events(server, "/v1/learners/ana/observe", text=TEXT, source="notes")
     progress = [one for one in told if one["event"] == "progress"]
     assert told[0]["event"] == "accepted" and len(progress) == result["chunks"] > 100
     assert [p["tokens"] for p in progress] == sorted(p["tokens"] for p in progress)
-    assert result["event"] == "result" and result["version"] == 1 and result["tokens"] == len(TEXT) + 3000
+    assert result["event"] == "result" and result["version"] == 1 and result["tokens"] == len(TEXT)
     file = server.http.post("/v1/learners/ana/files?source=book", content="Grüße, ña.\n".encode() * 9)
     assert file.json()["version"] == 2
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Yes?"}]}]
     assert server.post("/v1/learners/ana/observe", messages=turns, source="talk")["version"] == 3
     base = server.service.base.own
     with Learner.create(tmp_path / "other", base, "ana", gate=False) as me:
-        me.observe(TEXT + "x" * 3000, "notes")
+        me.observe(TEXT, "notes")
         me.observe("Grüße, ña.\n" * 9, "book")
         me.observe([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}], "talk")
         with Learner.open(server.service.reads, "ana", base) as theirs:
