@@ -230,7 +230,9 @@ def diff(
 ) -> None:
     """How far each level moved from A to B, and which probes changed."""
     with _store(store) as found:
-        show.diff(found.diff(name, a, b), a, b, json)
+        from circadia.live.status import group
+
+        show.diff(found.diff(name, a, b, group), a, b, json)
 
 
 @learner.command()

@@ -91,8 +91,11 @@ def status(found: dict[str, Any], json: bool) -> None:
     print(f"{found['name']} on {found['branch']}: version {at}, {found['tokens']:,} tokens read, "
           f"{found['bytes'] / 1e6:.2f} MB, journal {'on' if found['journal'] else 'off'}")  # fmt: skip
     print(f"{found['pending']} tokens wait for their chunk, {found['waiting']} characters for the end of their line\n")
-    rows: list[tuple[Any, ...]] = [(f"level {x['level']}", f"{x['period']:,}", x["updates"], f"{x['next']:,}", f"{x['norm']:.4f}",
-             f"{x['bytes'] / 1e6:.2f} MB") for x in found["levels"]]  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for x in found["levels"]:
+        size = f"{x['bytes'] / 1e6:.2f} MB"
+        row = f"level {x['level']}", f"{x['period']:,}", x["updates"], f"{x['next']:,}", f"{x['norm']:.4f}", size
+        rows.append(row)
     _table(("level", "period", "updates", "next in", "norm", "size"), rows)
     if found["sources"]:
         print()
@@ -138,7 +141,8 @@ def diff(found: Any, a: int, b: int, json: bool) -> None:
     if json:
         _json(found)
         return
-    rows = [(name, f"{x.norm:.4f}", f"{x.moved:.4f}", f"{len(x.changed)} changed") for name, x in found.groups.items()]
+    rows = [(name, f"{x.norm:.4f}", f"{x.moved:.4f}", f"{len(x.changed)} changed") for name, x in found.groups.items()
+            if name != "other"]  # fmt: skip
     _table((f"{a} -> {b}", "norm", "moved", "tensors"), rows)
     for name, (before, after) in found.probes.items():
         print(f"probe {name}: {before} -> {after}")

@@ -40,11 +40,10 @@ def generate(
     """`Learner.generate`."""
     words = me.reader.words
     ids = words.encode(prompt) if isinstance(prompt, str) else tokens_of(me.model, prompt).tolist()
-    answer = _say(me, ids, new, (), given)
     if not (keep or learn):
-        return answer
+        return _say(me, ids, new, (), given)
     with me.writing():
-        answer = _keep(me, answer, source)
+        answer = _keep(me, _say(me, ids, new, (), given), source)
         if learn:
             _observe(me, "tokens", [*ids, *answer.tokens], source, answer)
     return answer
@@ -59,11 +58,11 @@ def chat(
     shown = words.chat(turns, answer=True)
     ids = words.encode(shown) if isinstance(shown, str) else shown
     stops = () if words.templated else tuple(f"\n{role}:" for role in ROLES.values())
-    answer = _say(me, ids, new, stops, given, quotes=any(m["role"] == "assistant" for m in turns))
+    quotes = any(m["role"] == "assistant" for m in turns)
     if not (keep or learn):
-        return answer
+        return _say(me, ids, new, stops, given, quotes)
     with me.writing():
-        answer = _keep(me, answer, source)
+        answer = _keep(me, _say(me, ids, new, stops, given, quotes), source)
         if learn:
             _observe(me, "chat", [*turns, {"role": "assistant", "content": answer.text}], source, answer)
     return answer
@@ -92,8 +91,7 @@ def _say(
             said = next(said[:n] for n in range(len(said) + 1) if stop in me.reader.words.decode(said[:n]))
             text = text[: text.index(stop)]
             said = said[: max(1, len(said) - len(me.reader.words.encode(stop)))]
-    at = None if me.version is None else me.version.number
-    return Answer(None, text.strip() if stops else text, tuple(said), tuple(ids), at, time.perf_counter() - begin,
+    return Answer(None, text.strip() if stops else text, tuple(said), tuple(ids), me._at, time.perf_counter() - begin,
                   quotes)  # fmt: skip
 
 
@@ -148,6 +146,7 @@ def feedback(me: "Learner", number: int, kind: str, text: str, weight: float) ->
         if kind in ("correction", "about"):
             me.reader.words.encode(text)  # nothing is noted that cannot be learned
         at = position(me.state)
+        me.unsaved.torn = True
         noted = writer.remember(commits.pack(told), "feedback", 1.0, at, at, "feedback")
         before, after = replay(me, told)
         outcome = commits.commit(me, "feedback")
@@ -159,7 +158,7 @@ def replay(me: "Learner", told: Mapping[str, Any]) -> tuple[float, float]:
     """The effect of a feedback."""
     values = told["kind"], told["prompt"], told["tokens"], told["text"], told["weight"]
     me._state, before, after = rules.apply(me.reader, me.state, *values)
-    me.unsaved.dirty = True
+    me.unsaved.dirty, me.unsaved.torn = True, False
     return before, after
 
 

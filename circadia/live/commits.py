@@ -21,6 +21,7 @@ class Open:
 
     tally: Tally = field(default_factory=Tally)
     dirty: bool = False
+    torn: bool = False  # the journal holds something that the state does not hold whole
 
 
 @dataclass(frozen=True)
@@ -121,5 +122,6 @@ def learn(me: "Learner", form: str, data: Any, source: str, trust: float) -> Non
     """Read one piece."""
     reader = me.reader
     plan = reader.plan(me.state, form, data, source, trust)
+    me.unsaved.torn = True
     me._state = reader.learn(me.state, plan, me.unsaved.tally)
-    me.unsaved.dirty = True
+    me.unsaved.dirty, me.unsaved.torn = True, False

@@ -112,6 +112,7 @@ def forget(me: "Learner", source: str | None, since: Any, until: Any, all: bool)
         again = {e for groups in plan.values() for _, some in groups for e in some}
         orphans = [e for v in gone for e in line.brought[v] if e not in again and e not in lost and e in rows]
         reason = "all" if all else "named experiences"
+        me.unsaved.torn = True
         erased = writer.erase([n for n in lost if n in rows], gone, events, dict(move), reason, orphans)
         me._load()
         for number in lost:

@@ -200,8 +200,10 @@ class Learner:
                     forgetting.resume(self)
                     commits.catch_up(self)
                 yield self._writer
-            except BaseException:
-                self._drop()
+            except BaseException as error:
+                # A user's mistake leaves the state as it was; after anything else, what is on disk counts.
+                if not isinstance(error, ValueError) or self.unsaved.torn:
+                    self._drop()
                 raise
 
     # Life
@@ -260,11 +262,14 @@ class Learner:
         return self.store.versions(self.name, limit)
 
     def diff(self, a: int, b: int | None = None) -> Diff:
-        """How far each level moved from version a to b (default: the current one), and which probes changed."""
+        """How far each level moved from version a to b (default: the current one), and which probes changed.
+
+        Sums, clocks and the gate's memory are one group, "other".
+        """
         now = self.version
         if b is None and now is None:
             raise StoreError("b: there is no current version to compare with: give one")
-        return self.store.diff(self.name, a, now.number if b is None and now else b or a)
+        return self.store.diff(self.name, a, now.number if b is None and now else b or a, status.group)
 
     def rollback(self, version: int | None, reason: str = "rollback") -> Version | None:
         """Go back (or forth) to a version; None is the base. What is open is dropped."""

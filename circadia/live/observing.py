@@ -88,9 +88,10 @@ def _piece(
     payload = commits.pack({"op": "observe", "form": form, "data": data, **(extra or {})})
     kind = {"text": "text", "tokens": "tokens", "chat": "chat"}[form]
     found = writer.remember(payload, source, trust, plan.start, plan.start + plan.tokens, kind)
+    me.unsaved.torn = True
     both = _Both(me.unsaved.tally, tally)
     me._state = me.reader.learn(me.state, plan, both, tell)  # type: ignore[arg-type]
-    me.unsaved.dirty = True
+    me.unsaved.dirty, me.unsaved.torn = True, False
     return found.number, plan.tokens
 
 

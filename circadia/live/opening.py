@@ -11,6 +11,7 @@ from circadia.live.reader import Reader
 from circadia.live.text import Words, of_base
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
 from circadia.models.retrofit.build import arranged, loaded
+from circadia.models.retrofit.files import _quiet
 
 FORMAT = 1
 EVERY = 32768  # tokens of a long stream between two commits
@@ -26,7 +27,8 @@ def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) 
     else:
         if source and (Path(source) / "retrofit.json").is_file() and settings:
             raise ValueError(f"{', '.join(settings)}: {source} is a retrofit and has its own settings")
-        model = retrofit(base, **settings)
+        with _quiet():
+            model = retrofit(base, **settings)
     words = of_base(model.base, tokenizer, source)
     reader = Reader(model, words, gate_of(gate))
     config = {
@@ -53,10 +55,12 @@ def again(life: Any, base: Any) -> Reader:
     if isinstance(given, RetrofitModel):
         model = given
     elif _folder(given) and (Path(given) / "retrofit.json").is_file():
-        model = retrofit(given)
+        with _quiet():
+            model = retrofit(given)
     else:
         settings = Settings.from_dict(config["retrofit"])
-        object_ = loaded(str(given)) if isinstance(given, (str, Path)) else given
+        with _quiet():
+            object_ = loaded(str(given)) if isinstance(given, (str, Path)) else given
         model = arranged(
             object_, settings.levels, assign=settings.assign, layers=settings.layers, target=settings.target,
             chunk=settings.chunk, context=settings.context, seed=settings.seed, source=config["base"],
@@ -67,8 +71,8 @@ def again(life: Any, base: Any) -> Reader:
         raise ValueError(f"base: {life.name!r} was made with another retrofit, they differ in {', '.join(changed)}")
     if (found := fingerprint(model)) != life.base:
         raise ValueError(
-            f"base: {life.name!r} belongs to the base {life.base[:12]}, this one is {found[:12]}: give the base that it "
-            "was made on, with the weights that it had"
+            f"base: {life.name!r} belongs to the base {life.base[:12]}, this one is {found[:12]}: give the base "
+            "that it was made on, with the weights that it had"
         )
     words = Words(None) if config["tokenizer"] is None else Words.open(config["tokenizer"])
     return Reader(model, words, gate_of(config["gate"]))

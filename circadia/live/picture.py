@@ -63,17 +63,18 @@ def draw(me: "Learner") -> str:
     body = [f'<rect width="{WIDTH}" height="{height}" rx="10" fill="#ffffff"/>',
             _text(28, 36, f"{me.name}: {int(found['end']):,} tokens read", INK, 19)]  # fmt: skip
     for i in range(5):
-        body += [_line(LEFT, y(top * i / 4), WIDTH - RIGHT, y(top * i / 4), GRID),
-                 _text(LEFT - 10, y(top * i / 4) + 4, f"{top * i / 4:.2f}", QUIET, 12, "end"),
-                 _text(x(found["end"] * i / 4), height - 14, f"{found['end'] * i / 4:,.0f}", QUIET, 12, "middle")]  # fmt: skip
+        height_of, right = y(top * i / 4), WIDTH - RIGHT
+        body.append(_line(LEFT, height_of, right, height_of, GRID))
+        body.append(_text(LEFT - 10, height_of + 4, f"{top * i / 4:.2f}", QUIET, 12, "end"))
+        read = found["end"] * i / 4
+        body.append(_text(x(read), height - 14, f"{read:,.0f}", QUIET, 12, "middle"))
     body.append(_text(28, TOP + 14, "surprise", INK, 13))
     body.append(_text(28, TOP + 30, "nats a token", QUIET, 11))
     if found["points"]:
         line = " ".join(f"{x(t):.1f},{y(s):.1f}" for t, s, _ in found["points"])
         body.append(f'<polyline points="{line}" fill="none" stroke="{LINE}" stroke-width="1.6"/>')
-        body += [
-            f'<circle cx="{x(t):.1f}" cy="{y(s):.1f}" r="2.6" fill="{BACK}"/>' for t, s, w in found["points"] if w < 0.5
-        ]
+        weak = [(t, s) for t, s, w in found["points"] if w < 0.5]
+        body += [f'<circle cx="{x(t):.1f}" cy="{y(s):.1f}" r="2.6" fill="{BACK}"/>' for t, s in weak]
     for i, level in enumerate(levels):
         mid = TOP + PLOT + LANE * (i + 0.7)
         body += [

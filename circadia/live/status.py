@@ -28,9 +28,10 @@ def of(me: "Learner") -> dict[str, Any]:
             }
         )
     sources: dict[str, dict[str, Any]] = {}
-    way = set(Line.of(me).way(version.number if version else None))
+    line = Line.of(me)
+    held = {e for v in line.way(version.number if version else None) for e in line.brought[v]}
     for one in me.store.experiences(me.name):
-        if one.version in way or (one.pending and one.branch == me.branch_name):
+        if one.number in held or (one.pending and one.branch == me.branch_name):
             entry = sources.setdefault(one.source, {"experiences": 0, "tokens": 0, "first": one.time, "last": one.time})
             entry["experiences"] += 1
             entry["tokens"] += one.stop - one.start
@@ -53,6 +54,12 @@ def of(me: "Learner") -> dict[str, Any]:
         "life": story(me),
         "found": list(me.found),
     }
+
+
+def group(name: str) -> str:
+    """For `diff`: what a level holds, apart from its sums and clocks and from all else."""
+    level, _, rest = name.partition("/")
+    return level if level.startswith("level") and rest.partition("/")[0] in ("delta", "a", "b") else "other"
 
 
 def story(me: "Learner") -> list[dict[str, Any]]:

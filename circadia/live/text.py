@@ -15,7 +15,7 @@ import torch
 
 LONGEST = 2048  # characters of a segment
 BORDER = re.compile(r"[\r\n]+(?=[^\r\n])")
-BLOCK = 4096  # characters or tokens of one entry in the journal
+BLOCK = 1024  # characters or tokens of one entry in the journal, which Ctrl-C waits for
 ROLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 

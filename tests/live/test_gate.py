@@ -57,7 +57,7 @@ def test_surprise_within_bounds_counts_and_noise_does_not():
 def test_what_was_seen_counts_less():
     gate = Gate(ngram=8)
     sentence, fresh = torch.arange(11).repeat(3)[:32], torch.arange(100, 132)
-    found, memory = run(gate, [2.0] * 4, texts=[fresh, sentence, sentence, fresh])
+    found, _ = run(gate, [2.0] * 4, texts=[fresh, sentence, sentence, fresh])
     assert [parts["new"] for _, parts in found] == [1.0, pytest.approx(11 / 25 / 0.5), 0.0, 0.0]
     other, _ = run(Gate(ngram=8, new=0.0), [2.0] * 2, texts=[fresh, fresh])
     assert [f for f, _ in other] == [1.0, 1.0]
@@ -146,7 +146,7 @@ def test_probes_in_files(tmp_path):
 
 
 PROBES = {
-    "text": {"kind": "text", "text": "@#@#~~{}[]|" * 3, "rise": 0.0},
+    "text": {"kind": "text", "text": B, "rise": -0.5},
     "qa": {"kind": "qa", "question": "Is it?", "answer": " no", "max": 1.0},
     "choices": {"kind": "qa", "question": "The quick brown", "answer": " zzz", "choices": [" fox", " zzz"]},
     "drift": {"kind": "drift", "text": B, "max": 1e-6},
@@ -273,3 +273,40 @@ def test_a_learned_conversation_goes_with_its_source(store, base):
     other = make(store, base, "bea")
     other.observe(A)
     assert differing(me, other) == []
+
+
+def test_a_flood_from_a_stranger_moves_it_no_further_than_its_room(store, base):
+    gate = {**LOUD, "new": 0.0, "window": 8, "budget": 0.25, "patience": 1000, "low": (-98, -99), "high": (98, 99)}
+    me = make(store, base, "ana", gate=gate)
+    done = me.observe("".join(chr(33 + i * i % 90) for i in range(8 * 8 * 3)), source="web", trust=0.5)
+    fast = done.levels[0]
+    # Three windows of 8 chunks, two full steps in each, none longer than rate * clip; decay moves it toward the base.
+    assert 0 < fast.moved <= 3 * 2 * (0.3 * 1.0 + 0.01 * 3 * 2 * 0.3)
+    free = make(store, base, "bea", gate=False)
+    freely = free.observe("".join(chr(33 + i * i % 90) for i in range(8 * 8 * 3)), source="web", trust=0.5)
+    assert freely.levels[0].moved > 2.5 * fast.moved
+
+
+def test_an_encrypted_journal_and_a_broken_stream(folder, base):
+    with Store.open(folder, key="a passphrase") as store:
+        me = make(store, base, "ana")
+        me.observe(A)
+
+        def breaks():
+            yield X
+            raise RuntimeError("gone")
+
+        with pytest.raises(RuntimeError):
+            me.observe(breaks(), source="x")
+        assert b"canary" not in b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+        me.observe(B)  # what was noted is learned first
+        other = make(store, base, "bea")
+        for text, source in ((A, "user"), (X, "x"), (B, "user")):
+            other.observe(text, source=source)
+        assert differing(me, other) == []
+        me.forget(source="x")
+    with Store.open(folder, key="a passphrase") as store:
+        third = make(store, base, "cat")
+        third.observe(A)
+        third.observe(B)
+        assert differing(Learner.open(store, "ana", base), third) == []

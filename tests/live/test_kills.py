@@ -170,3 +170,28 @@ def test_two_processes_never_write_at_once(tmp_path):
 def test_too_little_room_loses_nothing(tmp_path):
     found = kills.no_room(tmp_path, seed=3, rounds=3, size=300_000)
     assert found["faults"] == [] and found["full"] == 3
+
+
+def test_a_real_learner_survives_kills(tmp_path):
+    """A short run of ``python -m benchmarks.kills --workload benchmarks.learner_kills:Living``."""
+    from benchmarks.learner_kills import Living
+
+    found = kills.kills(tmp_path, Living(), count=4, seed=3, longest=0.5)
+    assert found["faults"] == [] and found["checks"] >= 2
+
+
+def test_the_learners_check_finds_another_state(tmp_path):
+    """The judge itself: a version that its experiences do not make."""
+    from benchmarks.learner_kills import Living
+
+    workload = Living()
+    workload.prepare(tmp_path / "store")
+    with Store.open(tmp_path / "store") as store:
+        from circadia.live import Learner
+
+        with Learner.open(store, "ana", workload.base) as me:
+            me.observe("the quick brown fox jumps over it", source="s1")
+            odd = {**me.state, "clock/tokens": me.state["clock/tokens"] + 1}
+            with me.writing() as writer:
+                writer.commit(odd, reason="odd", tokens=1)
+    assert any("is not what its experiences make" in fault for fault in workload.check(tmp_path / "store", []))

@@ -48,7 +48,7 @@ def test_any_split_of_text_leaves_the_same_bits(store, base):
     text = A + X + B + A
     whole = make(store, base, "whole")
     whole.observe(text)
-    assert 0 < float(whole.state["gate/stats"][0])
+    assert float(whole.state["gate/stats"][0]) > 0
     for name, cuts in {"one": [1], "many": [3, 8, 9, 40, 120], "long": list(range(5, len(text), 11))}.items():
         me = make(store, base, name)
         for a, b in zip([0, *cuts], [*cuts, len(text)]):
@@ -161,12 +161,12 @@ def test_a_long_stream_is_committed_on_the_way_and_can_be_stopped(store, base):
 
     def stop(now):
         heard.append(now)
-        if now.tokens > 60 and len(heard) < 10:
+        if len(heard) == 9:
             os.kill(os.getpid(), signal.SIGINT)
 
     other = make(store, base, "bea")
     done = other.observe((A for _ in range(50)), progress=stop)
-    assert done.interrupted and other.version.tokens == other.tokens < 50 * len(A)
+    assert done.interrupted and 9 * 8 <= other.version.tokens == other.tokens < 3 * len(A)
     assert differing(other, _after(store, base, "cat", A * (other.tokens // len(A)))) == []
 
 
