@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
+from circadia.live.status import group
 from circadia.serve import learn
 from circadia.serve.errors import Refused
 from circadia.serve.forms import Branch, Change, Feedback, Forget, Name, NewLearner, Observe, Rollback, Source
@@ -140,7 +141,7 @@ def routes(service: Service) -> APIRouter:
         service.allow(key, name, "read")
 
         def work() -> dict[str, Any]:
-            return plain({"object": "diff", "a": a, "b": b, **asdict(service.reads.diff(name, a, b))})
+            return plain({"object": "diff", "a": a, "b": b, **asdict(service.reads.diff(name, a, b, group))})
 
         return await unless_gone(request, service.read(name, work))
 

@@ -63,7 +63,13 @@ def test_a_conversation_teaches_only_when_asked_to(own):
         "learner": "ana", "branch": "main", "version": None, "learned": True, "new_version": 1
     }  # fmt: skip
     assert b"canary-1b" in raw(folder) and server.http.get("/v1/learners/ana").json()["tokens"] > 20
-    body = {"model": "base@ana", "messages": [{"role": "user", "content": "More."}], "max_tokens": 3, "learn": True}
+    body = {
+        "model": "base@ana",
+        "messages": [{"role": "user", "content": "More."}],
+        "max_tokens": 3,
+        "learn": True,
+        "logit_bias": {"2": -100},
+    }
     told, end = events(server, "/v1/chat/completions", **body)
     assert end["circadia"]["new_version"] == 2 and end["choices"][0]["finish_reason"] == "length" and told
     text = server.post("/v1/completions", model="base@ana", prompt="Once", max_tokens=3, learn=True)
