@@ -125,6 +125,7 @@ def test_what_is_forgotten_is_nowhere_any_more(own):
     assert done["version"] == 1 and done["erased"]["versions"] == [2]
     assert b"canary-91c4" not in raw(folder)
     assert server.chat("ana")["choices"][0]["message"]["content"] == clean
+    assert shaped["id"] not in server.service.completions
     # A reply that the forgotten words may have shaped can no longer come back by feedback.
     again = server.http.post("/v1/learners/ana/feedback", json={"completion": shaped["id"], "good": True})
     assert again.status_code == 404

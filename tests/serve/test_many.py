@@ -7,6 +7,7 @@ import time
 import pytest
 
 from circadia.live import Store
+from circadia.live.text import BLOCK
 from circadia.serve import Keys, decode, jobs, service
 from circadia.serve.errors import Refused
 from circadia.serve.scheduler import Slots
@@ -81,7 +82,7 @@ def test_readers_see_the_last_version_and_do_not_wait_for_a_writer(tmp_path, mon
         assert go.wait(PATIENCE)
         return False
 
-    with serving(tmp_path / "store") as server:
+    with serving(tmp_path / "store", teachers=2) as server:
         server.make("ana")
         server.post("/v1/learners/ana/observe", text=TEXT)
         before = server.chat("ana")
@@ -229,7 +230,7 @@ def test_the_end_comes_at_a_border_with_everything_committed(tmp_path, monkeypat
             server.server.should_exit = True
             server.thread.join(PATIENCE)
     with Store.open(tmp_path / "store") as store:
-        assert store.current("ana").tokens == 4096 and not store.verify().faults
+        assert store.current("ana").tokens == BLOCK and not store.verify().faults
         assert [e.version for e in store.experiences("ana")] == [1]
     with Keys(tmp_path / "store") as keys:
         assert sorted(c["outcome"] for c in keys.changes("ana")) == ["cancelled", "done", "done"]
