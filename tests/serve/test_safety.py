@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from circadia.serve import Keys, Service, Settings
+from circadia.serve import Keys, Service, Settings, files
 from tests.live.conftest import raw
 from tests.live.learners import model
 from tests.serve.conftest import serving
@@ -138,6 +138,9 @@ def test_an_archive_cannot_unpack_to_more_or_name_a_file_here(open_, tmp_path):
         file.writestr("learner.json", b" " * 10_000_000)
     done = open_.http.post("/v1/learners/import?name=x", content=bomb.getvalue())
     assert done.status_code == 400 and done.json()["error"]["code"] == "bad_archive"
+    (tmp_path / "bomb").write_bytes(bomb.getvalue())
+    with pytest.raises(ValueError, match="unpacks to more"):
+        files._bounded(tmp_path / "bomb", 60_000)
     life = open_.service.reads.learner("ana")
     open_.service.base.safe(life)
     life.config["tokenizer"] = str(tmp_path)
