@@ -160,3 +160,12 @@ def replay(me: "Learner", told: Mapping[str, Any]) -> tuple[float, float]:
     me._state, before, after = rules.apply(me.reader, me.state, *values)
     me.unsaved.dirty, me.unsaved.torn = True, False
     return before, after
+
+
+def take(me: "Learner", answer: Answer, source: str, form: str | None = None, data: Any = None) -> Answer:
+    """An answer that was made elsewhere with a version of this learner: kept, and with a form learned as well."""
+    with me.writing():
+        answer = _keep(me, answer, source)
+        if form is not None:
+            _observe(me, form, data, source, answer)
+    return answer

@@ -1,0 +1,211 @@
+"""One copy of the base, and the memories of learners that are worn on it.
+
+A memory is that of a committed version, which never changes: it is read from the store when somebody asks, held by
+(learner, version), and dropped least recently used. Who reads with it keeps it until the answer is there.
+"""
+
+import contextlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circadia.live.opening import again, fingerprint
+from circadia.live.reader import Reader
+from circadia.live.store import Life, Store
+from circadia.live.text import Words, of_base
+from circadia.models.retrofit import RetrofitModel, Settings, retrofit
+from circadia.models.retrofit.build import arranged, loaded, positions
+from circadia.models.retrofit.wear import Reading, worn
+
+
+class Base:
+    """The weights that no learner changes, and one arrangement of levels on them for every kind of learner."""
+
+    def __init__(self, given: Any, tokenizer: str | None) -> None:
+        self._lock, self._models, self._readers = threading.Lock(), dict[str, RetrofitModel](), dict[str, Reader]()
+        self.source: str | None = None
+        self.own: RetrofitModel | None = None  # a saved retrofit has its own settings, which all learners share
+        if isinstance(given, (str, Path)):
+            folder = Path(given).expanduser()
+            self.source = str(folder.resolve()) if folder.is_dir() else str(given)
+            given = retrofit(folder) if (folder / "retrofit.json").is_file() else loaded(str(given))
+        if isinstance(given, RetrofitModel):
+            self.own, self.source = given, self.source or given.source
+            self._models[_text(given.settings.to_dict())] = given
+            given = given.base
+        self.module = given.eval()
+        self.words = of_base(given, tokenizer, self.source)
+
+    @property
+    def limit(self) -> int | None:
+        """Positions that it knows."""
+        return positions(self.module)
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens after which nothing is said."""
+        found: list[int] = []
+        for config in (self.module.config.get_text_config(), getattr(self.module, "generation_config", None)):
+            end = getattr(config, "eos_token_id", None)
+            found += end if isinstance(end, list) else [] if end is None else [end]
+        return sorted(set(found))
+
+    def arrange(self, given: Mapping[str, Any]) -> RetrofitModel:
+        """Levels for a new learner."""
+        if self.own is not None:
+            if given:
+                raise ValueError(f"{', '.join(given)}: the base is a retrofit with settings of its own: leave them out")
+            return self.own
+        made = retrofit(self.module, **given)
+        made.source = self.source
+        with self._lock:
+            return self._models.setdefault(_text(made.settings.to_dict()), made)
+
+    def reader(self, life: Life) -> Reader:
+        """For a learner of the store; one of another base is refused."""
+        key = _text([life.config, life.base])
+        with self._lock:
+            if key in self._readers:
+                return self._readers[key]
+            wanted = _text(life.config.get("retrofit"))
+            if wanted not in self._models and self.own is None:
+                settings = Settings.from_dict(life.config["retrofit"])
+                if settings.target == "all":
+                    raise ValueError(
+                        f"{life.name!r} writes every parameter (target='all'), for which others would have to wait: "
+                        "it can be used on the command line only"
+                    )
+                self._models[wanted] = arranged(
+                    self.module, settings.levels, assign=settings.assign, layers=settings.layers,
+                    target=settings.target, chunk=settings.chunk, context=settings.context, seed=settings.seed,
+                    source=self.source,
+                )  # fmt: skip
+            found = again(life, self._models.get(wanted, self.own))
+            self._readers[key] = found
+            return found
+
+    def safe(self, life: Life) -> None:
+        """Of a learner that came in a file: it may not make this machine open a tokenizer that the file names."""
+        named = life.config.get("tokenizer")
+        if named not in (None, "bytes", self.words.name):
+            raise ValueError("this learner was made with a tokenizer of another place: import it on the command line")
+
+    def fingerprint(self, model: RetrofitModel) -> str:
+        """As learners note it."""
+        return fingerprint(model)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is worn for one answer. Of the base: nothing."""
+
+    learner: str | None
+    branch: str
+    version: int | None
+    uid: str
+    words: Words
+    readings: Mapping[Any, Reading]
+    bytes: int
+    epoch: int = 0  # of the learner's forgettings
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Inside the block, this thread reads with it."""
+        with worn(self.readings):
+            yield
+
+
+class Memories:
+    """Those that are held."""
+
+    def __init__(self, base: Base, store: Store, limit: int) -> None:
+        self.base, self.store, self.limit = base, store, limit
+        self._held: OrderedDict[tuple[str, int], Memory] = OrderedDict()
+        self._lock, self._loading = threading.Lock(), dict[str, threading.Lock]()
+        self._epochs: dict[str, int] = {}
+        self.loads = self.evictions = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all that are held."""
+        with self._lock:
+            return sum(memory.bytes for memory in self._held.values())
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def frozen(self) -> Memory:
+        """The base as it is."""
+        return Memory(None, "main", None, "", self.base.words, {}, 0)
+
+    def get(self, name: str, branch: str = "main") -> Memory:
+        """The last committed version of a learner's branch."""
+        for last in (False, True):
+            life = self.store.learner(name)
+            epoch = self.epoch(life.uid)  # before the version: what is forgotten in between shows
+            version = self.store.current(name, branch)
+            number = version.number if version else 0
+            with self._lock:
+                loading = self._loading.setdefault(life.uid, threading.Lock())
+            with loading:  # two who ask for the same read it once
+                with self._lock:
+                    if (life.uid, number) in self._held:
+                        self._held.move_to_end((life.uid, number))
+                        return self._held[life.uid, number]
+                try:
+                    memory = self._load(life, branch, number, epoch)
+                except ValueError:
+                    if last:
+                        raise
+                    continue  # erased between the two looks: there is another current version now
+                self._keep(life.uid, number, memory, {n or 0 for n in life.branches.values()})
+                return memory
+        raise AssertionError
+
+    def _load(self, life: Life, branch: str, number: int, epoch: int) -> Memory:
+        reader = self.base.reader(life)
+        model, readings, size = reader.model, {}, 0
+        if number:
+            where = {site.name: site.device for site in model.sites.values()}
+            stored = self.store.load(life.name, number)
+            state = {n: x.to(where.get(n.rpartition("/")[2], torch.device("cpu"))) for n, x in stored.items()}
+            model.check(state)
+            readings = {m: r for m, r in model.readings(state).items() if r.deltas or r.pairs}
+            for reading in readings.values():
+                size += sum(x.nbytes for x in [*reading.deltas, *(x for pair in reading.pairs for x in pair)])
+                size += reading.matrix.weight.nbytes if reading.deltas and reading.matrix.exact else 0  # their sum
+        self.loads += 1
+        return Memory(life.name, branch, number or None, life.uid, reader.words, readings, size, epoch)
+
+    def _keep(self, uid: str, number: int, memory: Memory, heads: set[int]) -> None:
+        with self._lock:
+            for key in [key for key in self._held if key[0] == uid and key[1] not in heads]:
+                del self._held[key]  # no branch points there any more
+            if self._epochs.get(uid, 0) != memory.epoch:
+                return  # forgotten while it was read
+            self._held[uid, number] = memory
+            while len(self._held) > 1 and sum(m.bytes for m in self._held.values()) > self.limit:
+                self._held.popitem(last=False)
+                self.evictions += 1
+
+    def epoch(self, uid: str) -> int:
+        """How often something was taken from this learner for good."""
+        with self._lock:
+            return self._epochs.get(uid, 0)
+
+    def drop(self, uid: str) -> None:
+        """What a learner forgot is in no memory that is held."""
+        with self._lock:
+            self._epochs[uid] = self._epochs.get(uid, 0) + 1
+            for key in [key for key in self._held if key[0] == uid]:
+                del self._held[key]
