@@ -16,6 +16,7 @@ SUITES = {
     "babilong": "circadia.evals.babilong",
     "lm": "circadia.evals.lm",
     "read": "circadia.evals.read",
+    "classes": "circadia.evals.classes",
 }
 
 
