@@ -17,6 +17,7 @@ SUITES = {
     "lm": "circadia.evals.lm",
     "read": "circadia.evals.read",
     "classes": "circadia.evals.classes",
+    "languages": "circadia.evals.translation",
 }
 
 

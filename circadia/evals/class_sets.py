@@ -64,7 +64,7 @@ def _clinc(folder: Path) -> ClassSet:
     parts = [[(text, _plain(name)) for text, name in found[part]] for part in ("train", "val", "test")]
     known = {name for _, name in parts[0]}
     groups = [own for group in groups if (own := [name for name in group if name in known])]
-    return ClassSet(*parts, groups, 15)
+    return ClassSet(parts[0], parts[1], parts[2], groups, 15)
 
 
 def _dbpedia(folder: Path) -> ClassSet:
@@ -87,9 +87,8 @@ def _banking(folder: Path) -> ClassSet:
         if not {"text", "category"} <= set(read.fieldnames or ()):
             raise ValueError(f"{folder}/{part}.csv has the columns {read.fieldnames}: text and category are needed")
         parts.append([(row["text"].strip(), _plain(row["category"])) for row in read])
-    train, valid = [], []
-    for row in parts[0]:
-        (valid if _tenth(row[0]) == 0 else train).append(row)
+    train = [row for row in parts[0] if _tenth(row[0])]
+    valid = [row for row in parts[0] if not _tenth(row[0])]
     return ClassSet(train, valid, parts[1], None, 11)
 
 

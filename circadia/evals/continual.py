@@ -142,6 +142,6 @@ def _pick(row: Sequence[dict[str, float] | None], name: str) -> list[float | Non
     return [None if x is None else x[name] for x in row]
 
 
-def shown(matrix: Matrix, digits: int = 1, scale: float = 100.0) -> list[tuple[str, ...]]:
+def shown(matrix: Matrix, digits: int, scale: float) -> list[tuple[str, ...]]:
     """Rows of text."""
     return [tuple("-" if x is None else f"{scale * x:.{digits}f}" for x in row) for row in matrix]

@@ -41,12 +41,12 @@ def of(record: Record, metric: str, less: bool = False) -> dict[str, Measure]:
 
 
 def table(records: list[Record], by: tuple[str, ...], metric: str, title: str, scale: float, less: bool = False,
-          notes: tuple[str, ...] = ()) -> Table:  # fmt: skip
+          digits: int = 1, notes: tuple[str, ...] = ()) -> Table:  # fmt: skip
     """A row for each cell: its measures over the seeds, and what it cost."""
     rows = []
     for cell, own in group(tested(records), *by).items():
         found = [of(one, metric, less) for one in own]
-        cells = [_pm([x for m in found if (x := m[name].value) is not None], scale) for name in NAMES]
+        cells = [_pm([x for m in found if (x := m[name].value) is not None], scale, digits) for name in NAMES]
         cost = [mean([float(one.scores["cost"][what]) for one in own]) for what in ("seconds", "flops", "bytes")]
         rates = ", ".join(dict.fromkeys(f"{one.run['rate']:g}" for one in own))
         rows.append((*map(str, cell), rates, str(len(own)), *cells, f"{cost[0]:,.0f}", f"{cost[1] / 1e12:,.3f}",
@@ -56,7 +56,8 @@ def table(records: list[Record], by: tuple[str, ...], metric: str, title: str, s
                  (DEFINITIONS + turned, *notes))  # fmt: skip
 
 
-def matrices(records: list[Record], by: tuple[str, ...], metric: str, title: str, scale: float) -> Table:
+def matrices(records: list[Record], by: tuple[str, ...], metric: str, title: str, scale: float,
+             digits: int = 1) -> Table:  # fmt: skip
     """R itself, of the first seed of each cell."""
     rows: list[tuple[str, ...]] = []
     wide = max([len(one.scores["metrics"][metric]["start"]) for one in tested(records)], default=0)
@@ -65,16 +66,16 @@ def matrices(records: list[Record], by: tuple[str, ...], metric: str, title: str
         whole = [found["start"], *found["matrix"]]
         at_once = len(found["matrix"]) < len(found["start"])
         names = ["before", *(["all at once"] if at_once else [f"after {name}" for name in own[0].scores["tasks"]])]
-        for name, row in zip(names, shown(whole, scale=scale)):
+        for name, row in zip(names, shown(whole, digits, scale)):
             rows.append((*map(str, cell), name, *row, *["-"] * (wide - len(row))))
     return Table(f"{title}: the matrix R of the first seed", (*by, "", *(f"task {j + 1}" for j in range(wide))), rows)
 
 
-def _pm(values: list[float], scale: float) -> str:
+def _pm(values: list[float], scale: float, digits: int) -> str:
     if not values:
         return "-"
     around = spread(values)
-    return f"{scale * mean(values):.1f}" + ("" if around is None else f" ±{scale * around:.1f}")
+    return f"{scale * mean(values):.{digits}f}" + ("" if around is None else f" ±{scale * around:.{digits}f}")
 
 
 def plot(records: list[Record], panel: str, metric: str, ylabel: str, scale: float, path: Path) -> None:

@@ -85,4 +85,4 @@ def test_an_arm_that_learns_all_at_once_has_one_row():
 
 
 def test_a_matrix_is_shown_with_its_gaps():
-    assert continual.shown([[0.123, None]]) == [("12.3", "-")]
+    assert continual.shown([[0.123, None]], 1, 100.0) == [("12.3", "-")]
