@@ -18,6 +18,7 @@ SUITES = {
     "read": "circadia.evals.read",
     "classes": "circadia.evals.classes",
     "languages": "circadia.evals.translation",
+    "facts": "circadia.evals.facts",
 }
 
 
