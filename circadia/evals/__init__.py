@@ -19,6 +19,8 @@ SUITES = {
     "classes": "circadia.evals.classes",
     "languages": "circadia.evals.translation",
     "facts": "circadia.evals.facts",
+    "recall": "circadia.evals.recall",
+    "context": "circadia.evals.context",
 }
 
 
