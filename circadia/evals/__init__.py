@@ -21,6 +21,7 @@ SUITES = {
     "facts": "circadia.evals.facts",
     "recall": "circadia.evals.recall",
     "context": "circadia.evals.context",
+    "ablation": "circadia.evals.ablation",
 }
 
 

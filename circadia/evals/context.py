@@ -116,16 +116,16 @@ def table(records: list[Record]) -> list[Table]:
     spans = [f"{a:,} to {b:,}" for a, b, _ in records[0].scores["spans"]]
     rows = []
     for one in records:
-        gain, length = one.scores["gain_of_last_half"], one.scores["trained_length"]
+        gain, rows_of = one.scores["gain_of_last_half"], one.scores["trained_length"]
+        size, length = f"{one.scores['parameters']:,}", "-" if rows_of is None else f"{rows_of:,}"
         error = "" if gain["standard_error"] is None else f" ±{gain['standard_error']:.4f}"
         means = [f"{value:.4f}" for _, _, value in one.scores["spans"]]
-        rows.append((one.run["model"], f"{one.scores['parameters']:,}", "-" if length is None else f"{length:,}", *means,
-                     f"{gain['mean']:+.4f}{error}"))  # fmt: skip
+        rows.append((one.run["model"], size, length, *means, f"{gain['mean']:+.4f}{error}"))
     notes = (
-        f"Nats a token, {records[0].scores['windows']} windows of {records[0].run['length']:,} tokens. Last column: the "
-        "loss of the second quarter of the context minus that of its last half, in the same windows, with the standard "
-        "error over windows: above zero the model still gains from a longer context. The paper's Figure 10 prints no "
-        "numbers.",
+        f"Nats a token, {records[0].scores['windows']} windows of {records[0].run['length']:,} tokens. Last column: "
+        "the loss of the second quarter of the context minus that of its last half, in the same windows, with the "
+        "standard error over windows: above zero the model still gains from a longer context. The paper's Figure "
+        "10 prints no numbers.",
     )
     columns = ("model", "parameters", "trained on rows of", *spans, "second quarter - last half")
     return [Table("Loss by position in the context", columns, rows, notes)]
