@@ -168,14 +168,14 @@ def table(records: list[Record]) -> list[Table]:
 
 
 def _recovery(records: list[Record], course: str, metric: str, unit: str, scale: float, less: bool) -> Table:
-    names = course.split()
+    names, digits = course.split(), 3 if scale == 1.0 else 1
     rows = []
     for (base, arm), own in group(records, "base", "arm").items():
         cells = []
         for name in names:
             both = [_ends(one, metric, name) for one in own if one.run["learned"] == BOTH]
             alone = [_ends(one, metric, name)[1] for one in own if one.run["learned"] == name]
-            cells += [_pm([x for x, _ in both], scale), _pm(alone, scale), _pm([x for _, x in both], scale)]
+            cells += [_pm(each, scale, digits) for each in ([x for x, _ in both], alone, [x for _, x in both])]
             cells.append(percent(recovered(own, metric, name)))
         rates = ", ".join(dict.fromkeys(f"{one.run['rate']:g}" for one in own))
         seeds = len({one.run["seed"] for one in own})
@@ -191,11 +191,11 @@ def _recovery(records: list[Record], course: str, metric: str, unit: str, scale:
     return Table(f"{course.replace(' ', ', then ')}: {unit}", columns, rows, notes)
 
 
-def _pm(values: list[float], scale: float) -> str:
+def _pm(values: list[float], scale: float, digits: int) -> str:
     if not values:
         return "-"
     around = spread(values)
-    return f"{scale * mean(values):.3g}" + ("" if around is None else f" ±{scale * around:.2g}")
+    return f"{scale * mean(values):.{digits}f}" + ("" if around is None else f" ±{scale * around:.{digits}f}")
 
 
 def plot(records: list[Record], path: Path) -> None:

@@ -201,7 +201,7 @@ def test_gaussians_are_those_of_the_whole_data(base, monkeypatch):
 
 def test_class_means_choose_by_angle_and_inca_asks_the_base(base, monkeypatch):
     points = {"a": [4.0, 0.1], "b": [0.1, 3.0], "c": [-2.0, -2.0], "far a": [50.0, 9.0], "near b": [-0.1, 1.0]}
-    points = {name: torch.tensor(x, dtype=torch.float64) for name, x in points.items()}
+    points = {name: torch.tensor(x, dtype=torch.float64) + 300 for name, x in points.items()}  # far from the origin
     arm = featured(ClassMeans, base, monkeypatch, points)
     assert arm.classify(["far a"], [" a\n"]) == [""]
     arm.learn([Example(name, f" {name}\n") for name in "abc"])

@@ -14,7 +14,7 @@ PAIRS = [("the sea is", " wide\n"), ("who", " is it? no one at all\n"), ("a b c 
 
 
 def test_answers_are_those_of_the_scorer(base, monkeypatch):
-    monkeypatch.setattr(bases, "BATCH", 3)  # rows of several lengths together
+    monkeypatch.setattr(bases, "BATCH", 2)  # rows of several lengths together
     scorer = Scorer(base.model, base.encode, 10, 2048)
     for pair, one in zip(PAIRS, answers(base, base.model, PAIRS)):
         ((nats, greedy),) = scorer.scores([scorer.pair(*pair)])

@@ -31,6 +31,8 @@ def test_of_nats_the_sign_is_turned():
     nats = [[1.0, 3.0], [2.0, 1.5]]
     found = values(measures(flipped(nats), flipped([3.0, 3.0])))
     assert (found["ACC"], found["BWT"], found["forgetting"], found["FWT"]) == (-1.75, -1.0, 1.0, 0.0)
+    # A task that later ones made better: what is forgotten is negative, since the last row is no past.
+    assert measures([[0.5, 0.0], [0.9, 0.6]])["forgetting"].value == pytest.approx(-0.4)
     assert flipped([[None, 2.0]]) == [[None, -2.0]]
 
 

@@ -68,7 +68,7 @@ def test_alone_is_the_beginning_of_both(data, folder, tmp_path):
     tables = translation.table(records)
     row = dict(zip(tables[0].columns, tables[0].rows[0]))
     assert row["Potawatomi recovered, %"] == f"{100 * (start - end) / (start - alone):.1f}"
-    assert (row["Manx alone"], row["Manx after both"]) == (f"{manx['matrix'][0][0]:.3g}", f"{both['matrix'][1][0]:.3g}")
+    assert (row["Manx alone"], row["Manx after both"]) == (f"{manx['matrix'][0][0]:.3f}", f"{both['matrix'][1][0]:.3f}")
     for one in tables:
         assert {len(row) for row in one.rows} == {len(one.columns)}
     assert len(tables[-1].rows) == 6  # before and after each language, of two arms
