@@ -1,4 +1,4 @@
-"""Facts about people who do not exist, in plain sentences, and questions about them; none is asked for twice."""
+"""Facts about people who do not exist, in plain sentences, and questions about them."""
 
 import random
 import re

@@ -12,6 +12,7 @@ from circadia.evals.arms.arm import Arm, Example, size
 from circadia.evals.bases import Base
 from circadia.models.retrofit import retrofit
 from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.wear import swapped
 
 CHUNK = 256
 CONTEXT = 128  # tokens before a chunk that it sees: most examples are cut by a border, and would lose their question
@@ -147,8 +148,6 @@ class EWC(Streamed):
     @torch.enable_grad()
     def slopes(self, piece: list[int]) -> dict[str, Tensor]:
         """Of the mean loss of a piece."""
-        from circadia.models.retrofit.wear import swapped
-
         ids = torch.tensor([piece], device=self.model.device)
         values = {}
         for name, p in self.base.model.named_parameters():
