@@ -17,6 +17,12 @@ SUITES = {
     "lm": "circadia.evals.lm",
     "read": "circadia.evals.read",
     "adapt": "circadia.evals.adapt",
+    "classes": "circadia.evals.classes",
+    "languages": "circadia.evals.translation",
+    "facts": "circadia.evals.facts",
+    "recall": "circadia.evals.recall",
+    "context": "circadia.evals.context",
+    "ablation": "circadia.evals.ablation",
 }
 
 

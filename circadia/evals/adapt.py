@@ -206,6 +206,8 @@ def gains(records: list[Record], arm: str, kind: str, place: tuple[int, int], ov
 
 
 def table(records: list[Record]) -> list[Table]:
+    if not records:
+        return []
     arms = [arm for arm in ARMS if any(r.run["arm"] == arm for r in records)]
     last = max(r.run["chunks"] for r in records)
     places = [place for place in PLACES if place[0] <= last]
@@ -254,6 +256,8 @@ def _error(values: list[float]) -> str:
 
 def plot(records: list[Record], path: Path) -> None:
     """Gain over the control by place, on novels and on other text."""
+    if not records:
+        return
     last = max(r.run["chunks"] for r in records)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for title, kinds in {"held-out novels": ("novels",), "law, medicine, code": OTHER}.items():

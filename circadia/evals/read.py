@@ -309,6 +309,8 @@ def _pm(values: list[float], of: int | None = None) -> str:
 def plot(records: list[Record], path: Path) -> None:
     """Gain against forgetting and against harm; the points of an arm are its rates, from the smallest up."""
     found = points(records)
+    if not found:
+        return
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for what, title in (
         ("forget", "forgetting of earlier sources, bits"),

@@ -2,14 +2,11 @@
 
 import json
 import random
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from benchmarks import ablation, grid, language
-from circadia.models import HopeForCausalLM
+from benchmarks import grid, language
 from circadia.train import Diverged
 from circadia.train import checkpoint as checkpoint_file
 from circadia.train import loop as loop_file
@@ -122,44 +119,3 @@ def test_mistakes_are_one_line(options, capsys):
         with pytest.raises(SystemExit) as stop:
             language.main([*options, *wrong])
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_ablation_stands_beside_the_paper(options, tmp_path):
-    plain = [option for option in options if option not in ("--presets", "gated-deltanet")]
-    small = SMALL.replace("}", ", periods: [8, 16]}")
-    rest = ["--variants", "hope,without CMS", "--seeds", "0", "--rates", "1e-2", "--tokens", "128", "--set", small]
-    assert ablation.main([*plain, *rest]) == 0
-    found = json.loads((tmp_path / "out/results.json").read_text())
-    whole, without = (row["runs"][0]["bits_per_byte"] for row in found["rows"])
-    assert whole != without
-    row = next(x for x in (tmp_path / "out/report.md").read_text().splitlines() if x.startswith("| without CMS"))
-    assert f"| {without - whole:+.4f} (" in row and row.endswith("| 13.04 | 57.3 |")
-
-
-def test_variants_of_the_ablation_are_what_they_say():
-    """By the rule that the mixers of each model write with."""
-    made = {}
-    for name, overrides in ablation.variants("tiny", list(ablation.VARIANTS)).items():
-        config = grid.model_config(grid.load(grid.BASE, overrides))
-        with torch.device("meta"):
-            made[name] = HopeForCausalLM(config)
-    rule = {name: net.model.layers[0].mixer.rule for name, net in made.items()}
-    whole = rule["hope"]
-    assert (whole.inertia, whole.adaptive_q, whole.erase, whole.decays, whole.static) == (True, True, True, True, ())
-    expected = {
-        "without DGD": {"erase": False, "objective": "l2"},
-        "without momentum": {"inertia": False},
-        "without weight decay": {"decays": False},
-        "without CMS": {},
-        "static k": {"static": ("k",)},
-        "static v": {"static": ("v",)},
-        "static q": {"adaptive_q": False},
-        "default hope": {"inertia": False, "adaptive_q": False},
-    }
-    assert {name: replace(whole, **changes) for name, changes in expected.items()} == {
-        name: one for name, one in rule.items() if name != "hope"
-    }
-    periods = {name: net.config.periods for name, net in made.items()}
-    assert periods.pop("without CMS") == [0] and set(map(tuple, periods.values())) == {(512, 2048, 8192)}
-    sizes = [sum(p.numel() for p in net.parameters()) for net in made.values()]
-    assert max(sizes) / min(sizes) < 1.1

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from circadia.evals import read, streams
-from circadia.models import HopeForCausalLM, preset
+from circadia.evals.bases import Base
+from circadia.models import HopeConfig, HopeForCausalLM, preset
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def base(tmp_path):
+def trained(tmp_path):
     """Two layers over bytes, as if trained a little."""
     torch.manual_seed(0)
     config = preset("transformer++", "tiny")
@@ -51,3 +52,22 @@ def base(tmp_path):
              "num_key_value_heads": 2, "vocab_size": 256}  # fmt: skip
     HopeForCausalLM(type(config).from_dict({**config.to_dict(), **small})).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Bytes, two attention layers."""
+    torch.manual_seed(0)
+    config = HopeConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+                        mixers=["attention"], periods=[0])  # fmt: skip
+    net = HopeForCausalLM(config)
+    with torch.no_grad():  # as if trained: what it says depends on what it has read
+        for p in net.parameters():
+            p.mul_(4.0 if p.ndim == 2 else 1.0)
+    net.save_pretrained(tmp_path / "bases" / "small")
+    return tmp_path / "bases" / "small"
+
+
+@pytest.fixture
+def base(folder):
+    return Base.load(folder)

@@ -14,9 +14,9 @@ def small(folder):
     return adapt._retrofit(adapt.base_model(folder), 0.3)
 
 
-def test_blind_reading_is_reading_without_learning(base) -> None:
+def test_blind_reading_is_reading_without_learning(trained) -> None:
     """A chunk sees the token before it and nothing else: what a memory that never moves reads."""
-    model = small(base)
+    model = small(trained)
     rows = torch.randint(256, (2, LONG), generator=torch.Generator().manual_seed(0))
     still = adapt._retrofit(model.base, 0.0)
     with torch.no_grad():
@@ -58,11 +58,11 @@ def test_gains_are_paired_by_sequence() -> None:
     assert [row[0] for row in others.rows] == ["control", "unadapted", "second order"]
 
 
-def test_arms_from_end_to_end(data, base, tmp_path, monkeypatch) -> None:
+def test_arms_from_end_to_end(data, trained, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(adapt, "CHUNKS", 3)
     monkeypatch.setattr(adapt, "RATES", (0.3, 1.0))
     monkeypatch.setattr(adapt, "_sequences", lambda texts, count, chunks: _few(texts))
-    options = Options(depth="quick", steps=4, seeds=1, data=data, bases=(base,))
+    options = Options(depth="quick", steps=4, seeds=1, data=data, bases=(trained,))
     plan = adapt.runs(options, [])
     assert [run["arm"] for run in plan] == list(adapt.ARMS) and plan[0]["steps"] == 4
     adapt._control.cache_clear()
@@ -88,13 +88,13 @@ def _few(texts):
     return torch.stack([text.tokens[:LONG] for text in texts[:2]] * (1 if len(texts) > 1 else 2))
 
 
-def test_a_base_and_data_are_asked_for(data, base) -> None:
+def test_a_base_and_data_are_asked_for(data, trained) -> None:
     with pytest.raises(ValueError, match="give --base FOLDER"):
         adapt.runs(Options(data=data), [])
     with pytest.raises(ValueError, match="--models third order"):
-        adapt.runs(Options(data=data, bases=(base,), models=("third order",)), [])
+        adapt.runs(Options(data=data, bases=(trained,), models=("third order",)), [])
     with pytest.raises(ValueError, match="too short for 9 sequences"):
         adapt._sequences([adapt.Text(torch.zeros(9000), 9000)], 9, 8)
     # What the others are compared with is always run.
-    plan = adapt.runs(Options(data=data, bases=(base,), models=("first order",), depth="quick"), [])
+    plan = adapt.runs(Options(data=data, bases=(trained,), models=("first order",), depth="quick"), [])
     assert [run["arm"] for run in plan] == ["control", "unadapted", "first order"]

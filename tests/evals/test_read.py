@@ -104,10 +104,10 @@ def test_bad_input_is_named(data, call, said) -> None:
         call(data)
 
 
-def test_two_arms_from_end_to_end(data, base, tmp_path, monkeypatch) -> None:
+def test_two_arms_from_end_to_end(data, trained, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(read, "_own", lambda folder: streams.own_text(folder, 1))
     monkeypatch.setattr(streams, "stream", functools.partial(streams.stream, unseen=1))
-    options = Options(depth="quick", data=data, bases=(base,), models=("MLPs",))
+    options = Options(depth="quick", data=data, bases=(trained,), models=("MLPs",))
     plan = [{**run, "kilobytes": 3} for run in read.runs(options, [])]
     assert {run["arm"] for run in plan} == {"frozen", "full", "MLPs"}
     plan = [run for run in plan if (run["arm"], run["rate"]) in (("frozen", 0.0), ("full", 0.2), ("MLPs", 0.1))]

@@ -378,7 +378,7 @@ def test_many_learners_over_one_base(folder, store):
         return sum(found.values())
 
     before = tensors()
-    many = [make(store, base, f"l{i}") for i in range(100)]
+    many = [make(store, base, f"learner-{i}") for i in range(100)]
     for i in (0, 3, 50):
         many[i].observe(f"canary-{i} " * 8, source="own")
     for me in many:
@@ -394,14 +394,16 @@ def test_many_learners_over_one_base(folder, store):
     alone.observe("canary-3 " * 8, source="own")
     assert torch.equal(alone.logits(ids), many[3].logits(ids))
     alone.delete()
-    many[0].export(folder.parent / "l0.circadia")
-    assert b"canary-3" not in raw(folder.parent / "l0.circadia") if folder.is_file() else True
+    many[0].export(folder.parent / "own.circadia")
+    import base64
     import zipfile
 
-    with zipfile.ZipFile(folder.parent / "l0.circadia") as file:
+    with zipfile.ZipFile(folder.parent / "own.circadia") as file:
         held = b"".join(file.read(name) for name in file.namelist())
-    theirs = store.load("l3")
+    theirs = store.load("learner-3")
     ours = {x.numpy().tobytes() for n, x in many[3].state.items() if n.startswith("level0/delta")}
-    assert theirs and not any(part in held for part in ours) and b"l3" not in held
+    assert theirs and not any(part in held for part in ours) and b"learner-3" not in held
+    canaries = [base64.b64encode(f"canary-{i} canary-{i} ".encode())[:20] for i in (0, 3)]
+    assert canaries[0] in held and canaries[1] not in held
     with pytest.raises(StoreError):
-        store.payload("l0", 99)
+        store.payload("learner-0", 99)
