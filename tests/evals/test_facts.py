@@ -87,6 +87,8 @@ def test_what_is_read_and_how_answers_are_counted(data, folder, monkeypatch, tmp
         assert wait["changed"] == {"right": 1.0, "old": 0.0}
     by_place = {"right": places.count(0) / 8, "rank": 1 + sum(places) / 8, "nats": 1 + sum(places) / 8}
     assert scores["waits"][2]["verbatim"]["right"] == 1.0
+    olds = [fact.old == fact.values[0] for fact in told if fact.old]  # before, the first value is the likeliest
+    assert scores["before"]["changed"]["old"] == sum(olds) / len(olds) < 1
     assert scores["waits"][2]["changed"] == {"right": 0.0, "old": 1.0} and scores["before"]["verbatim"] == by_place
     assert scores["waits"][0]["in other words"] == by_place and scores["chance"] == 1 / 16
     records = [Record(run, scores, 1.0)]
