@@ -11,7 +11,7 @@ from circadia.optim import check, sharded
 from circadia.optim.rules import Rule, State
 
 Group = dict[str, Any]
-Ready = dict[int, tuple[list[Tensor], list[Tensor], list[State]]]  # parameters, gradients and states by step
+Ready = tuple[list[Tensor], list[Tensor], list[State], int]  # parameters, gradients, states, number of their step
 SECOND_MOMENT = "the H of Adam's element-wise regression (eq. 101-105)"
 
 
@@ -88,15 +88,15 @@ class Base(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             ready, spread = self._ready(group)
-            (self._apply_eagerly if spread else self._apply)(group, ready)
+            for params, grads, states, step in ready:
+                (self._apply_eagerly if spread else self._apply)(group, params, grads, states, step)
         return loss
 
-    def _apply(self, group: Group, ready: Ready) -> None:
-        for step, (params, grads, states) in ready.items():
-            # Around the forward pass autocast saves time; a step in such a region would lose digits silently.
-            with torch.autocast(params[0].device.type, enabled=False):
-                for part in self.pieces(params):
-                    self.update(group, params[part], grads[part], states[part], step)
+    def _apply(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], step: int) -> None:
+        # Around the forward pass autocast saves time; a step in such a region would lose digits silently.
+        with torch.autocast(params[0].device.type, enabled=False):
+            for part in self.pieces(params):
+                self.update(group, params[part], grads[part], states[part], step)
 
     # Guards on sharded tensors fail from step to step, and what processes exchange is not compiled anyway.
     _apply_eagerly = torch.compiler.disable(_apply)
@@ -106,8 +106,11 @@ class Base(Optimizer):
         return [slice(None)]
 
     @torch.compiler.disable
-    def _ready(self, group: Group) -> tuple[Ready, bool]:
-        """The parameters that have a gradient, by the number of their step; and is one of them shared out?"""
+    def _ready(self, group: Group) -> tuple[list[Ready], bool]:
+        """The parameters that have a gradient, those with one number of steps together; is one of them shared out?
+
+        A list: the compiler takes the number of a step in it as a number, but as a key of a dict for a constant.
+        """
         having: list[tuple[Tensor, Tensor, State]] = []
         for p in group["params"]:
             if p.grad is None:
@@ -125,13 +128,14 @@ class Base(Optimizer):
             having.append((p, sharded.gradient(p).to(precision(p)), state))
         if having:
             torch._foreach_add_([state["step"] for _, _, state in having], torch.ones(()))
-        ready: Ready = {}
+        ready: dict[int, Ready] = {}
         for p, grad, state in having:
-            params, grads, states = ready.setdefault(int(state["step"]), ([], [], []))
+            step = int(state["step"])
+            params, grads, states, _ = ready.setdefault(step, ([], [], [], step))
             params.append(p)
             grads.append(grad)
             states.append({name: sharded.local(x) for name, x in state.items()} if sharded.spread(p) else state)
-        return ready, any(sharded.spread(p) for p, _, _ in having)
+        return list(ready.values()), any(sharded.spread(p) for p, _, _ in having)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

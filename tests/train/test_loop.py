@@ -461,11 +461,12 @@ def test_the_bar_is_for_terminals_and_lines_for_files(config, tmp_path):
 def test_configs_in_the_repository_are_right():
     folder = loop_file.Path(__file__).parents[2] / "configs"
     files = sorted(folder.glob("*.yaml"))
-    names = ["cms-stream", "hope-1.3b", "novels-tiny", "smoke", "stages-tiny"]
+    names = ["adapt-novels", "base-novels", "cms-stream", "hope-1.3b", "novels-tiny", "smoke", "stages-tiny"]
     assert [file.stem for file in files] == names
     for file in files:
         config = load(file)
         for i in range(len(config.names)):
-            loop_file.make.configured(config.stage(i).model)
+            if config.stage(i).model.path is None:  # else a folder that is not here decides
+                loop_file.make.configured(config.stage(i).model)
         assert yaml.safe_load(dump(config))
     assert importlib.util.find_spec("yaml") is not None
