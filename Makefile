@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help test demo lint install clean
 
 help:
-	@echo "make test   install into $(VENV), then lint, type-check and test (about 12 minutes on 2 cores)"
+	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
 	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 1 minute)"
 	@echo "make clean  remove $(VENV) and what the runs left"
 
@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	@echo "ruff, mypy and pytest: about 12 minutes on 2 cores"
+	@echo "ruff, mypy and pytest: about 10 minutes on 2 cores"
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
