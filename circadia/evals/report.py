@@ -9,6 +9,7 @@ from typing import Any
 
 from circadia.evals import SUITES, load
 from circadia.evals.suite import Options, Record, Suite
+from circadia.files import write_whole
 
 HEAD = "<!-- Written by `circadia eval report` from the JSON files in {folder}/. Do not edit. -->\n\n# Results\n"
 
@@ -109,8 +110,5 @@ def _hours(seconds: float) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
+    write_whole(path, text.encode())

@@ -6,7 +6,6 @@ earlier commits.
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from circadia.files import sync, write_whole
 from circadia.live.errors import Damaged, StoreError
 
 SUFFIX = ".safetensors"
@@ -66,7 +66,7 @@ class Blobs:
         """Name and size of the file that now holds them; a kill leaves the whole file or a temporary one."""
         content = safetensors.torch.save({key.hex(): x for key, x in tensors.items()})
         name = hashlib.sha256(content).hexdigest()
-        replace(self.path(name), content)
+        write_whole(self.path(name), content)
         return name, len(content)
 
     def read(self, name: str, keys: Iterable[bytes]) -> dict[bytes, Tensor]:
@@ -130,26 +130,3 @@ def discard(path: Path, wipe: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
     path.unlink()
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write beside, force to the disk, then rename: the name never shows half a file."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Names of files are to reach the disk, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

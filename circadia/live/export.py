@@ -18,8 +18,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from circadia.files import sync
 from circadia.live import chain, journal, privacy, versions
-from circadia.live.blobs import BLOCK, Blobs, digest, sync
+from circadia.live.blobs import BLOCK, Blobs, digest
 from circadia.live.erase import Exported
 from circadia.live.errors import Damaged, StoreError, explained
 from circadia.live.sweep import ranges

@@ -7,7 +7,6 @@ and the base that the state belongs to, what is not a tensor, and a checksum ove
 import hashlib
 import json
 import os
-import secrets
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from circadia.files import write_whole
 from circadia.models.cache import HopeCache
 from circadia.models.config import HopeConfig
 
@@ -152,22 +152,3 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if stored != checksum(header, tensors):
         raise ValueError(f"{path} is damaged (its checksum does not fit its contents): {fix}")
     return header, tensors
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, force to the disk, then rename over the old file: the name never shows half a file."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    if os.name != "nt":  # the renaming itself is to reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

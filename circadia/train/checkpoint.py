@@ -9,7 +9,6 @@ checkpoints/best-00000150/       the model with the lowest held-out loss, for fr
 """
 
 import json
-import os
 import random
 import shutil
 import warnings
@@ -27,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers.utils import logging
 
+from circadia.files import sync
 from circadia.train.distributed import World, like, whole
 
 Tensors = dict[str, Tensor]
@@ -68,11 +68,11 @@ class Checkpoints:
         self.world.wait()
         if self.world.first:
             for file in temporary.rglob("*"):
-                _sync(file)
-            _sync(temporary)
+                sync(file)
+            sync(temporary)
             if not path.exists():  # it may, after a resume: then it holds the same
                 temporary.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
             for old in self.folder.glob(f"{kind}-*"):
                 if old != path:  # killed here, half of it stays until the next time; the newest is the one that counts
                     shutil.rmtree(old)
@@ -83,23 +83,6 @@ class Checkpoints:
 
 def _numbers(name: str) -> list[int]:
     return [int(part) for part in name.split("-")[1:]]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
 
 
 def save_model(net: Any, folder: Path, world: World) -> None:

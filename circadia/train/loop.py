@@ -6,7 +6,7 @@ import signal
 import statistics
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from circadia import __version__
+from circadia.files import write_whole
 from circadia.models import HopeCache, HopeConfig, watch
 from circadia.optim import CMS
 from circadia.train import checkpoint, distributed, make, report
@@ -23,6 +24,7 @@ from circadia.train.config import TrainConfig, changed, dump, load
 from circadia.train.data import IGNORED, Batch
 from circadia.train.distributed import World
 from circadia.train.log import Bar, Log
+from circadia.train.place import Place
 from circadia.train.schedule import scale
 
 BAD_STEPS = 10  # skipped in a row: then it is no accident
@@ -34,25 +36,6 @@ MAY_CHANGE = ("data.workers", "train.device", "train.parallel", "train.micro", "
 
 class Diverged(RuntimeError):
     """Too many steps in a row were not finite or far too bad."""
-
-
-@dataclass
-class Place:
-    """How far a run is. A checkpoint holds all of it."""
-
-    stage: int = 0
-    step: int = 0  # whole steps over all stages, skipped ones included
-    stage_step: int = 0
-    micro: int = 0  # parts of the open step that are in the gradient already
-    nats: float = 0.0  # their loss
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    recent: list[float] = field(default_factory=list)
-    evaluated: int = 0  # the step of the last evaluation
-    best: float | None = None
-    best_step: int = 0
-    without_better: int = 0  # evaluations
-    data: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +104,7 @@ class Run:
                 for index in range(self.place.stage, len(self.stages)):
                     self.open(index)
                     if self.world.first:  # once everything that it names could be made
-                        checkpoint.write_text(self.folder / "config.yaml", dump(self.config))
+                        write_whole(self.folder / "config.yaml", dump(self.config).encode())
                     stopped = self.stage()
                     if stopped not in ("finished", "early"):
                         break

@@ -18,7 +18,8 @@ from circadia.models.measure import activation_bytes, cost
 from circadia.train import checkpoint, distributed
 from circadia.train.config import TrainConfig
 from circadia.train.data import Batch
-from circadia.train.loop import Place, Run
+from circadia.train.loop import Run
+from circadia.train.place import Place
 
 PATIENCE = 8.0  # seconds that a part of a step may take to be timed whole
 

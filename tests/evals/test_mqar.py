@@ -56,4 +56,6 @@ def test_all_sizes_can_be_drawn(depth) -> None:
     for run in mqar.runs(Options(depth=depth, models=("hope",)), []):
         for length, pairs in [*run["tests"], [run["length"], run["pairs"]]]:
             overwritten = pairs // 2 if run["task"] == "overwritten" else 0
-            mqar.draw(run["vocabulary"], length, pairs, overwritten, 1, torch.Generator())
+            drawn = mqar.draw(run["vocabulary"], length, pairs, overwritten, 1, torch.Generator())
+            assert drawn.tokens.shape == (1, length)
+            assert int((drawn.asked != mqar.NOTHING).sum()) == pairs  # every key is asked for once

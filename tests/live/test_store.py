@@ -296,8 +296,9 @@ def test_a_lock_does_not_live_on_in_a_forked_child(store):
         child = context.Process(target=time.sleep, args=(30,))
         child.start()
     try:
-        with store.writer("ana"):
-            pass
+        assert child.is_alive()
+        with store.writer("ana") as writer:
+            assert writer.commit({"x": torch.ones(2)}, "after the fork", 1).number == store.current("ana").number
     finally:
         child.kill()
         child.join()

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from circadia.files import write_whole
 from circadia.models import memory_file
 from circadia.models.retrofit import build
 from circadia.models.retrofit.settings import Settings
@@ -71,7 +72,7 @@ def save(
         safetensors.torch.save_file(values, folder / "learned.safetensors")
     if state is not None:
         save_state(model, state, folder / "memory.safetensors")
-    memory_file.write_whole(folder / "retrofit.json", json.dumps(header, indent=2).encode())
+    write_whole(folder / "retrofit.json", json.dumps(header, indent=2).encode())
 
 
 def load(folder: Any) -> "RetrofitModel":
@@ -141,7 +142,7 @@ def save_state(model: "RetrofitModel", state: State, path: Any) -> None:
     }
     header["checksum"] = memory_file.checksum(header, tensors)
     content = safetensors.torch.save(tensors, {memory_file.KEY: json.dumps(header, sort_keys=True)})
-    memory_file.write_whole(Path(path), content)
+    write_whole(Path(path), content)
 
 
 def load_state(model: "RetrofitModel", path: Any) -> State:
