@@ -79,7 +79,7 @@ LOSS = (loop_file.Run, "loss")
 PLACES = [
     LOSS,
     (torch.optim.AdamW, "step"),
-    (checkpoint, "_sync"),
+    (checkpoint, "sync"),
     (loop_file.Path, "rename"),
     (checkpoint.shutil, "rmtree"),
 ]
