@@ -110,7 +110,7 @@ def test_two_arms_from_end_to_end(data, trained, tmp_path, monkeypatch) -> None:
     options = Options(depth="quick", data=data, bases=(trained,), models=("MLPs",))
     plan = [{**run, "kilobytes": 3} for run in read.runs(options, [])]
     assert {run["arm"] for run in plan} == {"frozen", "full", "MLPs"}
-    plan = [run for run in plan if (run["arm"], run["rate"]) in (("frozen", 0.0), ("full", 0.2), ("MLPs", 0.1))]
+    plan = [run for run in plan if (run["arm"], run["rate"]) in (("frozen", 0.0), ("full", 0.1), ("MLPs", 0.1))]
     records = [Record(run, read.run(run, options), 0.0) for run in plan]
     frozen, full, mlps = (one.scores for one in records)
     assert frozen["after"] == frozen["end"] and frozen["own"] == frozen["own_before"] and not frozen["norms"]
