@@ -17,6 +17,7 @@ SUITES = {
     "lm": "circadia.evals.lm",
     "read": "circadia.evals.read",
     "adapt": "circadia.evals.adapt",
+    "stream": "circadia.evals.stream",
     "classes": "circadia.evals.classes",
     "languages": "circadia.evals.translation",
     "facts": "circadia.evals.facts",
