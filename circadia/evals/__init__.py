@@ -21,6 +21,7 @@ SUITES = {
     "classes": "circadia.evals.classes",
     "languages": "circadia.evals.translation",
     "facts": "circadia.evals.facts",
+    "incorporate": "circadia.evals.incorporate",
     "recall": "circadia.evals.recall",
     "context": "circadia.evals.context",
     "ablation": "circadia.evals.ablation",

@@ -66,14 +66,19 @@ def _base(folder: Path, device: str) -> Base:
     return Base.load(folder, device)
 
 
-def squad(data: Path) -> list[Cloze]:
-    """Passage, question, and `Answer:`."""
+def documents(data: Path) -> list[dict[str, Any]]:
+    """The passages of `squad/` with their questions."""
     found = [doc for path in sorted((data / "squad").glob("*.json*")) for doc in json.loads(_read(path))]
     if not found:
         raise ValueError(f"{data}/squad: no .json or .json.gz in it")
+    return found
+
+
+def squad(data: Path) -> list[Cloze]:
+    """Passage, question, and `Answer:`."""
     return [
         (f"{doc['context']}\nQuestion: {one['question']}\nAnswer:", one["answer"])
-        for doc in found
+        for doc in documents(data)
         for one in doc["questions"]
     ]
 
