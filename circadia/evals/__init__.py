@@ -20,6 +20,7 @@ SUITES = {
     "stream": "circadia.evals.stream",
     "classes": "circadia.evals.classes",
     "languages": "circadia.evals.translation",
+    "personal": "circadia.evals.personal",
     "facts": "circadia.evals.facts",
     "incorporate": "circadia.evals.incorporate",
     "recall": "circadia.evals.recall",
