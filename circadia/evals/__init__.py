@@ -13,6 +13,7 @@ SUITES = {
     "mqar": "circadia.evals.mqar",
     "recode": "circadia.evals.recode",
     "niah": "circadia.evals.niah",
+    "levels": "circadia.evals.levels",
     "babilong": "circadia.evals.babilong",
     "lm": "circadia.evals.lm",
     "read": "circadia.evals.read",

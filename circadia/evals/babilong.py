@@ -47,17 +47,17 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
         for task in options.pick(("qa1",), tuple(LABELS), tuple(LABELS))
         for model in options.chosen(networks.NAMES, options.pick(("hope", "gated-deltanet"), MODELS, MODELS))
     ]
-    return tuned(cells, options.seeds or options.pick(1, 3, 3), options.pick(RATES[:1], RATES, RATES), done, _goal)
+    return tuned(cells, options.seeds or options.pick(1, 3, 3), options.pick(RATES[:1], RATES, RATES), done, goal)
 
 
-def _goal(scores: dict[str, Any]) -> float:
+def goal(scores: dict[str, Any]) -> float:
     return scores["valid"]
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
     fit.start(run["seed"], options.device)
     book = babi.load(options.folder("babi"), options.folder("books"), run["task"], run["words"])
-    shape = networks.Shape(len(book.words), width=run["width"], layers=run["layers"])
+    shape = networks.Shape(len(book.words), width=run["width"], layers=run["layers"], **networks.levels(run))
     net = networks.build(run["model"], shape).to(options.device)
     rng = random.Random(f"train {run['seed']}")
     # A tenth of the questions for training is kept for tuning.

@@ -81,6 +81,11 @@ def build(name: str, shape: Shape) -> HopeForCausalLM:
     return net
 
 
+def levels(run: dict[str, Any]) -> dict[str, Any]:
+    """For a shape: the periods that a run gives (suite `levels`), where it does."""
+    return {"periods": tuple(run["periods"])} if "periods" in run else {}
+
+
 def size(name: str, shape: Shape, tokens: int) -> dict[str, int]:
     """Parameters, and bytes of the state of one sequence after so many tokens."""
     found = cost(config(name, shape), max(tokens, 64))

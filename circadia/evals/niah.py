@@ -48,26 +48,27 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
         "layers": options.pick(2, 2, 8),
     }
     cells = [{"model": model, **common} for model in options.chosen(networks.NAMES, shown)]
-    return tuned(cells, options.seeds or options.pick(1, 3, 3), options.pick(RATES[:1], RATES, RATES), done, _goal)
+    return tuned(cells, options.seeds or options.pick(1, 3, 3), options.pick(RATES[:1], RATES, RATES), done, goal)
 
 
-def _goal(scores: dict[str, Any]) -> float:
+def goal(scores: dict[str, Any]) -> float:
     return mean(list(scores["valid"].values()))
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
-    """One model learns all tasks together."""
+    """One model learns all tasks together: all of RULER's, or those that the run names (suite `levels`)."""
+    tasks = {name: TASKS[name] for name in run.get("tasks", TASKS)}
     generator = fit.start(run["seed"], options.device)
     hay = needles.books(options.folder("books"), run["words"])
     own = {"chunk": 64}
-    shape = networks.Shape(hay.size, width=run["width"], layers=run["layers"], own=own)
+    shape = networks.Shape(hay.size, width=run["width"], layers=run["layers"], own=own, **networks.levels(run))
     net = networks.build(run["model"], shape).to(options.device)
     rng = random.Random(f"train {run['seed']}")
     length, digits, steps = run["length"], run["digits"], run["steps"]
 
     def loss(step: int) -> Tensor:
         # A task a batch. What is written must be found before it can be kept: short texts first.
-        task = list(TASKS.values())[int(torch.randint(len(TASKS), (), generator=generator))]
+        task = list(tasks.values())[int(torch.randint(len(tasks), (), generator=generator))]
         least = shortest(hay, task, digits)
         top = least + (length - least) * min(1.0, 0.1 + 2 * step / steps)
         size = rng.randint(least, max(least, int(top)))
@@ -87,12 +88,12 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     return {
         **trained,
         **networks.size(run["model"], shape, length),
-        "valid": {name: scored(name, length, 32, "valid") for name in TASKS},
+        "valid": {name: scored(name, length, 32, "valid") for name in tasks},
         "test": {
             name: {str(factor): scored(name, factor * length, run["strings"], "test") for factor in FACTORS}
-            for name in TASKS
+            for name in tasks
         },
-        "chance": {name: chance(task, digits) for name, task in TASKS.items()},
+        "chance": {name: chance(task, digits) for name, task in tasks.items()},
     }
 
 
