@@ -24,6 +24,7 @@ SUITES = {
     "personal": "circadia.evals.personal",
     "facts": "circadia.evals.facts",
     "incorporate": "circadia.evals.incorporate",
+    "sleep": "circadia.evals.sleep",
     "recall": "circadia.evals.recall",
     "context": "circadia.evals.context",
     "ablation": "circadia.evals.ablation",

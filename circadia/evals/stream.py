@@ -121,18 +121,23 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def bits(arm: Arm, base: Base, text: str) -> float:
-    """Per byte, of windows of CHUNK tokens after the first of each."""
-    tokens = base.encode(text)
+    """Per byte, of text that an arm reads."""
     before = base.encode(arm.prompt(""))[-max(0, base.window - CHUNK) :] if base.window > CHUNK else []
+    with arm.reading() as module:
+        return text_bits(base, module, text, before)
+
+
+@torch.no_grad()
+def text_bits(base: Base, module: Any, text: str, before: list[int]) -> float:
+    """Bits per byte in windows of CHUNK tokens, after the first of each, with some tokens before every window."""
+    tokens = base.encode(text)
     rows = [before + tokens[at : at + CHUNK + 1] for at in range(0, len(tokens) - CHUNK, CHUNK)]
     nats = 0.0
-    with arm.reading() as module:
-        for at in range(0, len(rows), BATCH):
-            ids = torch.tensor(rows[at : at + BATCH], device=next(module.parameters()).device)
-            logits = module(ids[:, :-1], use_cache=False, logits_to_keep=CHUNK).logits[:, -CHUNK:].float()
-            nats += float(F.cross_entropy(logits.flatten(0, 1), ids[:, -CHUNK:].flatten(), reduction="sum"))
+    for at in range(0, len(rows), BATCH):
+        ids = torch.tensor(rows[at : at + BATCH], device=next(module.parameters()).device)
+        logits = module(ids[:, :-1], use_cache=False, logits_to_keep=CHUNK).logits[:, -CHUNK:].float()
+        nats += float(F.cross_entropy(logits.flatten(0, 1), ids[:, -CHUNK:].flatten(), reduction="sum"))
     return nats / math.log(2) / (len(rows) * CHUNK) * len(tokens) / len(text.encode())
 
 
