@@ -135,41 +135,42 @@ def _much(run: Run, base: Base, data: Path) -> dict[str, Any]:
 
 
 def table(records: list[Record]) -> list[Table]:
-    records, tables = tested(records), []
+    found = tested(records)
+    parts = [[one for one in found if one.run["mode"] == mode] for mode in (LIVES, MUCH)]
+    return [make(own) for make, own in zip((_two_lives, _too_much), parts) if own]
+
+
+def _two_lives(records: list[Record]) -> Table:
+    rows = []
     kinds = ("own kind", "the other's", "the base's")
-    lives = group([one for one in records if one.run["mode"] == LIVES], "base", "arm")
-    if lives:
-        rows = []
-        for (base, arm), own in lives.items():
-            cells = [_pm([one.scores[who][kind] for one in own for who in ("one", "two")]) for kind in kinds]
-            apart = [
-                one.scores[who]["own kind"] - one.scores[who]["the other's"] for one in own for who in ("one", "two")
-            ]
-            rows.append((base, arm, _rates(own), str(len(own)), *cells, _pm(apart), _seconds(own)))
-        columns = ("base", "arm", "rate", "pairs", *kinds, "own less the other's", "seconds")
-        note = (
-            f"Bits per byte gained over the base on unseen text, mean and deviation over both learners of each pair; "
-            f"each reads {records[0].run.get('kilobytes', 0)} kB. A learner that specialises gains on its own kind and "
-            "not on the other's; below zero it has become worse than the base."
-        )
-        tables.append(Table("Two lives of one base", columns, rows, (note,)))
-    much = group([one for one in records if one.run["mode"] == MUCH], "base", "arm")
-    if much:
-        rows = []
-        count = max(len(one.scores["gained"]) for own in much.values() for one in own)
-        for (base, arm), own in much.items():
-            for when in ("at once", "gained"):
-                cells = [_pm([one.scores[when][i] for one in own]) for i in range(count)]
-                said = "right after it" if when == "at once" else "at the end"
-                rows.append((base, arm, _rates(own), str(len(own)), said, *cells))
-        columns = ("base", "arm", "rate", "seeds", "asked", *(f"part {i + 1}" for i in range(count)))
-        sizes = [one.scores["part"] for own in much.values() for one in own]
-        note = (
-            f"Bits per byte gained over the base on text that was read. A part has {min(sizes):,} to {max(sizes):,} "
-            f"bytes, what the memory could hold at {BITS:g} bits a number."
-        )
-        tables.append(Table("Ten times too much", columns, rows, (note,)))
-    return tables
+    for (base, arm), own in group(records, "base", "arm").items():
+        each = [one.scores[who] for one in own for who in ("one", "two")]
+        cells = [_pm([life[kind] for life in each]) for kind in kinds]
+        apart = _pm([life["own kind"] - life["the other's"] for life in each])
+        rows.append((base, arm, _rates(own), str(len(own)), *cells, apart, _seconds(own)))
+    columns = ("base", "arm", "rate", "pairs", *kinds, "own less the other's", "seconds")
+    note = (
+        "Bits per byte gained over the base on unseen text, mean and deviation over both learners of each pair; "
+        f"each reads {records[0].run['kilobytes']} kB. A learner that specialises gains on its own kind and "
+        "not on the other's; below zero it has become worse than the base."
+    )
+    return Table("Two lives of one base", columns, rows, (note,))
+
+
+def _too_much(records: list[Record]) -> Table:
+    rows = []
+    count = max(len(one.scores["gained"]) for one in records)
+    for (base, arm), own in group(records, "base", "arm").items():
+        for when, said in (("at once", "right after it"), ("gained", "at the end")):
+            cells = [_pm([one.scores[when][i] for one in own]) for i in range(count)]
+            rows.append((base, arm, _rates(own), str(len(own)), said, *cells))
+    columns = ("base", "arm", "rate", "seeds", "asked", *(f"part {i + 1}" for i in range(count)))
+    sizes = [one.scores["part"] for one in records]
+    note = (
+        f"Bits per byte gained over the base on text that was read. A part has {min(sizes):,} to {max(sizes):,} "
+        f"bytes, what the memory could hold at {BITS:g} bits a number."
+    )
+    return Table(f"{count} times what it holds", columns, rows, (note,))
 
 
 def _rates(own: list[Record]) -> str:

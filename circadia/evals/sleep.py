@@ -64,9 +64,13 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     return [{"base": base, "seed": seed, **cell} for seed in range(seeds) for base in bases for cell in cells]
 
 
+def _preset(arm: str) -> str:
+    return REHEARSED.get(arm, arm)
+
+
 def made(base: Base, arm: str, memory: str) -> RetrofitModel:
     """One level for all, but for what moves knowledge between two."""
-    settings = preset(REHEARSED.get(arm, arm))
+    settings = preset(_preset(arm))
     levels: dict[str, Any] = {"periods": [CHUNK], "rate": RATE, "decay": 0.0, "context": 0}
     if settings.seeding is not None or settings.into == "last":
         levels |= {"periods": [CHUNK, 4 * CHUNK], "capacity": ["full", "lowrank"], "slots": [1, 6], "rank": 16}
@@ -123,7 +127,7 @@ class Life:
         self.model = made(base, run["arm"], run["memory"])
         self.state: State = self.model.start()
         self.slept: State | None = None
-        self.settings = preset(REHEARSED.get(run["arm"], run["arm"]))
+        self.settings = preset(_preset(run["arm"]))
         if "presentations" in run:
             self.settings = self.settings.but(replay={"presentations": run["presentations"], "enough": 2.0})
         self.rehearsal = Rehearsal([], seed=run["seed"])

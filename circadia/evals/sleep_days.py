@@ -37,7 +37,11 @@ WORDINGS = (
     ),
 )
 UNHEARD = ("{name} came into the world in {it}.", "{name} earned his bread as a {it}.")
-ASKED = {"verbatim": tuple(w[0] for w in WORDINGS), "reworded": tuple(w[1] for w in WORDINGS), "unheard": UNHEARD}
+ASKED = {
+    "verbatim": (WORDINGS[0][0], WORDINGS[1][0]),
+    "reworded": (WORDINGS[0][1], WORDINGS[1][1]),
+    "unheard": UNHEARD,
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Fact:
 
 def facts(count: int, seed: int) -> list[Fact]:
     """Invented people; all names differ."""
-    draw, found, names = random.Random(100 + seed), [], set()
+    draw, names = random.Random(100 + seed), set[str]()
+    found: list[Fact] = []
 
     def word() -> str:
         return (

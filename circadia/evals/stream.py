@@ -79,7 +79,7 @@ def sources(data: Path, name: str, kilobytes: int, seed: int) -> list[tuple[str,
         start = chance.randrange(len(text))
         turned = (text[start:] + text[:start])[: length + tested].decode("utf-8", "ignore").encode()
         parts = turned[:length], turned[length:]
-        found.append((each, *(part.decode("utf-8", "ignore") for part in parts)))
+        found.append((each, parts[0].decode("utf-8", "ignore"), parts[1].decode("utf-8", "ignore")))
     return found
 
 
