@@ -29,7 +29,7 @@ def rates(arm: str) -> tuple[float, ...]:
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
-    chosen_arms = options.chosen(ARMS, options.pick(QUICK, (*arms.DEFAULT, *SORTERS), ARMS))
+    chosen_arms = options.chosen(ARMS, options.pick(QUICK, (*arms.DEFAULT, *SORTERS), (*arms.FULL, *SORTERS)))
     bases = options.base_folders()
     names = [name for name in class_sets.SETS if name in SETS or (options.data and (options.data / name).is_dir())]
     for name in names:

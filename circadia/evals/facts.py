@@ -31,7 +31,8 @@ ASKED = ("verbatim", "in other words", "changed")
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
     options.folder("books")
-    shown = options.pick(QUICK, tuple(name for name in arms.DEFAULT if name in ARMS), ARMS)
+    default, full = (tuple(name for name in own if name in ARMS) for own in (arms.DEFAULT, arms.FULL))
+    shown = options.pick(QUICK, default, full)
     sizes = {
         "people": options.pick(4, 12, 11),
         "changed": options.pick(1, 4, 5),  # people whose facts change

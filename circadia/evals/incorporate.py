@@ -48,12 +48,12 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
         "questions": options.pick(2, 5, None),  # of each passage, at most
         "epochs": options.pick(4, 10, 10),
     }
-    names = tuple(name for name in arms.DEFAULT if name in ARMS)
+    default, full = (tuple(name for name in own if name in ARMS) for own in (arms.DEFAULT, arms.FULL))
     cells = [
         {"base": base, "mode": mode, "arm": arm, **sizes, **({"passages": MATRIX} if mode == "matrix" else {})}
         for mode in options.pick(MODES[:2], MODES, MODES)
         for base in options.base_folders()
-        for arm in options.chosen(ARMS, options.pick(QUICK, names, ARMS))
+        for arm in options.chosen(ARMS, options.pick(QUICK, default, full))
     ]
     seeds = options.seeds or options.pick(1, 3, 3)
     return continual_report.planned(options, cells, arms.rates, seeds, done, goal)

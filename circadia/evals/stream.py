@@ -42,7 +42,8 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     bases = options.base_folders()
     for folder in ("domains", "novels100"):
         options.folder(folder)
-    shown = options.pick(QUICK, tuple(name for name in arms.DEFAULT if name in ARMS), ARMS)
+    default, full = (tuple(name for name in own if name in ARMS) for own in (arms.DEFAULT, arms.FULL))
+    shown = options.pick(QUICK, default, full)
     cells = [
         {"base": base, "stream": name, "arm": arm, "kilobytes": options.pick(8, 64, 200)}
         for name in tuple(STREAMS)[: options.pick(1, None, None)]

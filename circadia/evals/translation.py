@@ -31,7 +31,7 @@ METRICS = {"bits": ("bits per byte of the reference", 1.0, True), "tokens": ("ri
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
-    chosen = options.chosen(ARMS, options.pick(QUICK, (*arms.DEFAULT, "4 levels"), ARMS))
+    chosen = options.chosen(ARMS, options.pick(QUICK, (*arms.DEFAULT, "4 levels"), arms.FULL))
     courses = options.pick(COURSES[:1], COURSES, COURSES)
     for course in courses:
         for name in course.split():

@@ -10,6 +10,7 @@ from circadia.evals.arms import Example
 from circadia.evals.arms.context import Retrieved, Sliding
 from circadia.evals.arms.features import ClassMeans, Gaussians, InCA
 from circadia.evals.arms.streamed import EWC, Joint, Replay, Streamed
+from circadia.evals.bases import Base, answers
 
 SETTINGS = {"periods": [256], "anchor": None, "rate": 0.1}
 WHOLE = {**SETTINGS, "target": "all"}
@@ -21,10 +22,10 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
 
 
-@pytest.mark.parametrize("name", ["frozen", "full by AdamW", "LoRA", "first 2 MLPs", "MLPs every 1024", "4 levels"])
+@pytest.mark.parametrize(
+    "name", ["frozen", "full by AdamW", "LoRA", "first 2 MLPs", "MLPs every 1024", "4 levels", "OSF"]
+)
 def test_an_arm_from_the_list_answers_with_what_it_learned(name, folder):
-    from circadia.evals.bases import Base, answers
-
     base = Base.load(folder)
     arm = arms.make(name, base, arms.rates(name)[-1], 0)
     asked = [(one.before, one.after) for one in A[:8]]
@@ -214,3 +215,43 @@ def test_class_means_choose_by_angle_and_inca_asks_the_base(base, monkeypatch):
     ((prompt,), names) = asked[0]
     assert len(names) == 3 and " d\n" not in names and said == names[1]
     assert prompt == "".join(f"{n.strip()}{n}" for n in reversed(names)) + "far a"
+
+
+def test_osf_leaves_the_directions_that_matter(folder):
+    base = Base.load(folder)
+    arm = arms.make("OSF", base, 0.01, 0)
+    weights = {name: w.detach().clone() for name, w in base.model.named_parameters() if "down_proj" in name}
+    arm.learn(A)
+    arm.finish()
+    new = {name.removeprefix("base_model.model."): w for name, w in arm.model.named_parameters()}
+    for name, old in weights.items():
+        u, s, v = torch.linalg.svd(old, full_matrices=False)
+        half = len(s) // 2
+        # Split anew: the sum of both halves is the learned matrix, and the old upper half is still in it.
+        part = arm.model.get_submodule("base_model.model." + name.removesuffix(".weight"))
+        learned = part.base_layer.weight.detach()
+        assert not torch.equal(learned, old)
+        kept = u[:, :half].T @ (learned - old) @ v[:half].T
+        assert float(kept.norm()) < 1e-3 * float((learned - old).norm()), name
+    assert new and all(p.requires_grad for p in arm.own)
+
+
+def test_a_cartridge_begins_with_what_it_reads_and_spares_our_own_models(folder):
+    from circadia.train.tokens import Tokenizer
+    from tests.models.retrofit.conftest import base_of
+
+    base = Base(base_of("llama", vocab_size=256), Tokenizer("bytes"))
+    arm = arms.make("Cartridge", base, 0.01, 0)
+    with arm.reading() as module:
+        assert module is base.model
+    text = "".join(one.text for one in A[:40])
+    before = [p.detach().clone() for p in base.model.parameters()]
+    pairs = [(text[:40], text[40:200])]
+    asked = lambda module: answers(base, module, pairs)[0].nats  # noqa: E731
+    untouched = asked(base.model)
+    arm.learn([Example("", text)])
+    with arm.reading() as module:
+        assert asked(module) < untouched - 1
+    assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters()))
+    with pytest.raises(ValueError, match=r"Cartridge. puts keys and values before the text"):
+        arms.make("Cartridge", Base.load(folder), 0.01, 0)

@@ -10,9 +10,10 @@ from typing import Any
 from circadia.evals.arms.arm import Arm, Example
 from circadia.evals.arms.context import Retrieved, Sliding
 from circadia.evals.arms.streamed import CHUNK, EWC, Joint, Replay, Streamed
+from circadia.evals.arms.tuned import OSF, Cartridge
 from circadia.evals.bases import Base
 
-__all__ = ["ARMS", "CHUNK", "DEFAULT", "QUICK", "Arm", "Example", "Kind", "make", "rates"]
+__all__ = ["ARMS", "CHUNK", "DEFAULT", "FULL", "QUICK", "Arm", "Example", "Kind", "make", "rates"]
 
 RATES = (0.03, 0.1, 0.3)  # of plain descent on a gradient clipped to length 1
 _ONE = {"periods": [CHUNK], "anchor": None}
@@ -57,8 +58,11 @@ ARMS = {
         {"periods": [256, 1024, 4096, 16384], "anchor": "base", "decay": [0.05, 0.03, 0.02, 0.01]},
         factors=(1, 2, 4, 8),
     ),
+    "OSF": Kind(OSF, {}, 0.03),
+    "Cartridge": Kind(Cartridge, {}, 0.1),
     "joint": Kind(Joint, _ALL),
 }  # fmt: skip
+FULL = tuple(name for name in ARMS if name != "Cartridge")  # which Circadia's own models cannot take
 QUICK = ("frozen", "retrieval", "full", "MLPs", "3 levels", "joint")
 DEFAULT = (
     "frozen", "sliding window", "retrieval", "full", "LoRA", "EWC 30", "replay 5 %", "replay at equal compute", "MLPs",
