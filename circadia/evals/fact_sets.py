@@ -56,6 +56,30 @@ class Fact:
         return KINDS[self.kind][2].split()
 
 
+@dataclass(frozen=True)
+class Link:
+    """Somebody's friend. What is asked of the friend needs two facts: who it is, and where he lives."""
+
+    name: str
+    friend: Fact  # where he lives; facts that change are left out
+
+    def sentence(self) -> str:
+        return f"The best friend of {self.name} is {self.friend.name}.\n"
+
+    def question(self) -> str:
+        return f"The best friend of {self.name} lives in the city of"
+
+
+def links(told: list[Fact], seed: int) -> list[Link]:
+    """A friend for everybody, among those who have never moved; nobody is his own."""
+    homes = [fact for fact in told if fact.kind == "city" and fact.old is None]
+    if len(homes) < 2:
+        return []
+    chance = random.Random(f"friends {seed}")
+    names = list(dict.fromkeys(fact.name for fact in told))
+    return [Link(name, chance.choice([home for home in homes if home.name != name])) for name in names]
+
+
 def facts(people: int, changed: int, seed: int) -> list[Fact]:
     """All kinds for every person, in a mixed order; no two people share a value, now or before. Of each kind the facts
     of so many people have changed.

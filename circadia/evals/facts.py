@@ -4,6 +4,7 @@ An arm reads facts about people who do not exist, among them some that change la
 asked right after the facts and after 10, 100, 1,000 other sentences, with nothing of them in its context unless the arm
 puts it there: which of the 16 values of the kind is the likeliest end of the sentence, verbatim, and in words in which
 the fact was never said? Of facts that changed the last value is right; how often the old one is said is counted too.
+And over two facts: everybody's best friend is told, and where that friend lives is asked.
 """
 
 import gzip
@@ -18,7 +19,7 @@ from typing import Any
 from circadia.evals import arms, continual_report, fact_sets, plots
 from circadia.evals.arms import Arm, Example
 from circadia.evals.bases import Base, answers
-from circadia.evals.fact_sets import Fact
+from circadia.evals.fact_sets import Fact, Link
 from circadia.evals.metrics import mean, percent
 from circadia.evals.suite import Needs, Options, Record, Run, Suite, Table
 from circadia.evals.tuning import group, tested
@@ -26,7 +27,7 @@ from circadia.evals.tuning import group, tested
 # An arm that learns all at once would have to know what comes later.
 ARMS = tuple(name for name in arms.ARMS if name != "joint")
 QUICK = ("frozen", "retrieval", "full", "MLPs", "3 levels")
-ASKED = ("verbatim", "in other words", "changed")
+ASKED = ("verbatim", "in other words", "changed", "over two facts")
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
@@ -55,11 +56,13 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     base = Base.load(options.base_folders()[run["base"]], options.device)
     seed, chance = run["seed"], random.Random(run["seed"])
     told = fact_sets.facts(run["people"], run["changed"], seed)
+    friends = fact_sets.links(told, seed)
     others = sentences(options.folder("books"), run["after"][-1], seed)
     arm = arms.make(run["arm"], base, run["rate"], seed)
     asking, began, done = 0.0, time.perf_counter(), 0
     waits = []
-    before = asked(arm, base, told)
+    before = asked(arm, base, told, friends)
+    arm.learn([Example("", one.sentence()) for _ in range(run["said"]) for one in chance.sample(friends, len(friends))])
     # The old values first, all of them, then what is true.
     for value in ("old", "value"):
         now = [one for one in told if value == "value" or one.old is not None]
@@ -72,7 +75,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
         arm.learn([Example("", text) for text in others[done:wait]])
         done = wait
         paused = time.perf_counter()
-        waits.append(asked(arm, base, told))
+        waits.append(asked(arm, base, told, friends))
         asking += time.perf_counter() - paused
     whole = time.perf_counter() - began
     return {
@@ -84,7 +87,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def asked(arm: Arm, base: Base, told: Sequence[Fact]) -> dict[str, Any]:
+def asked(arm: Arm, base: Base, told: Sequence[Fact], friends: Sequence[Link] = ()) -> dict[str, Any]:
     """Of facts that have not changed: how many are right, the mean rank of the right value (1 is best), and its nats.
     Of those that have: how often the new and the old value is the likeliest.
     """
@@ -107,6 +110,13 @@ def asked(arm: Arm, base: Base, told: Sequence[Fact]) -> dict[str, Any]:
                 found[how] = {"right": mean([float(x == 1) for x in ranks]), "rank": mean(ranks), "nats": mean(nats)}
             if changed and how == "verbatim":
                 found["changed"] = {"right": mean([x for x, _ in changed]), "old": mean([x for _, x in changed])}
+        ranks = []
+        for link in friends:
+            prompt, home = arm.prompt(link.question()), link.friend
+            each = [one.nats for one in answers(base, module, [(prompt, f" {value}.") for value in home.values])]
+            ranks.append(1 + sum(x < each[home.values.index(home.value)] for x in each))
+        if ranks:
+            found["over two facts"] = {"right": mean([float(x == 1) for x in ranks]), "rank": mean(ranks)}
     return found
 
 
@@ -159,7 +169,8 @@ def table(records: list[Record]) -> list[Table]:
             f"Chance {floor:.1f} %, mean rank by chance 8.5. Each of {records[0].scores['facts']} facts is said "
             f"{records[0].run['said']} times; columns: other sentences since. "
             + ("Right: the value said last is the likeliest of 16; then how often the one before it is."
-               if how == "changed" else "Right: the value is the likeliest of 16; then its mean rank."),
+               if how == "changed" else "Right: the value is the likeliest of 16; then its mean rank.")
+            + (" Who is whose friend is said as often; where a friend lives is asked." if "two" in how else ""),
         )  # fmt: skip
         tables.append(Table(f"Facts, {how}", columns_, rows, notes))
     return tables
