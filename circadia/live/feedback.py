@@ -9,7 +9,7 @@
 
 The step is clipped like every step of the level.
 
-A model of our own has memories that learn by reading, and no loss is defined on them from outside. There feedback is read:
+A model of our own has memories that learn by reading, and no loss is defined on them from outside. There it is read:
 
     good        the answer behind its prompt: M <- M + weight (M(x, y) - M(x))
     correction  the right answer in place of the answer

@@ -110,7 +110,9 @@ def again(life: Any, base: Any) -> Reader:
         )  # fmt: skip
     if kind_of(model) != kind:
         other = "a retrofit" if kind == "retrofit" else "a model with memories of its own"
-        raise ValueError(f"base: {life.name!r} was made on {other}, this is a {type(model).__name__}: give its own base")
+        raise ValueError(
+            f"base: {life.name!r} was made on {other}, this is a {type(model).__name__}: give its own base"
+        )
     theirs = json.loads(json.dumps(model.settings.to_dict()))
     if theirs != config[kind]:
         changed = [name for name in theirs if theirs[name] != config[kind].get(name)]

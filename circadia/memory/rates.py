@@ -1,8 +1,8 @@
 """The rates that memories give to the tokens they write, for whoever listens.
 
-    with hearing() as heard:
-        model(ids)
-    heard["eta"]    a tensor of every memory that has written with learned rates
+with hearing() as heard:
+    model(ids)
+heard["eta"]    a tensor of every memory that has written with learned rates
 """
 
 from collections.abc import Iterator

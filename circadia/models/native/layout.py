@@ -1,11 +1,11 @@
 """What every block of a model remembers, and what kind of thing each entry of its state is.
 
-    memory      what is learned: the weights of a memory, deltas of CMS levels, cells of an LSTM
-    momentum    of a memory's inner optimizer: on the way into the memory
-    anchor      where the gradients of an open chunk are taken (eq. 90), what an open segment recalls from: copies of the
-                memory as of before
-    level       what a CMS level keeps for its open period, see circadia/levels/cms.py
-    stream      the near past, which is never learned: inputs of convolutions, keys and values inside windows, clocks
+memory      what is learned: the weights of a memory, deltas of CMS levels, cells of an LSTM
+momentum    of a memory's inner optimizer: on the way into the memory
+anchor      where the gradients of an open chunk are taken (eq. 90), what an open segment recalls from: copies of the
+            memory as of before
+level       what a CMS level keeps for its open period, see circadia/levels/cms.py
+stream      the near past, which is never learned: inputs of convolutions, keys and values inside windows, clocks
 """
 
 from dataclasses import dataclass, field
@@ -57,7 +57,9 @@ class Block:
                 found.levels[MEMORY + n.replace("/", ".")] = NativeLevel(period, names[period])
         if cell is not None:
             entry = cell.levels_entry()
-            found.levels |= dict.fromkeys(("h", "c") if isinstance(cell, LSTM) else ("W",), NativeLevel(entry["period"], entry["name"]))
+            found.levels |= dict.fromkeys(
+                ("h", "c") if isinstance(cell, LSTM) else ("W",), NativeLevel(entry["period"], entry["name"])
+            )
         for i, level in learning.items():
             entry = level.levels_entry()[0]
             found.levels[f"{PREFIX}{i}."] = NativeLevel(entry["period"], entry["name"])
@@ -88,12 +90,24 @@ class Block:
                 full = complete(wide, self.periods(), anchored=rule.anchored, momentum=rule.momentum)
                 state |= {MEMORY + n: w for n, w in full.items()}
             if isinstance(self.cell, LSTM):
-                state |= {n: w.to(torch.promote_types(w.dtype, torch.float32))[None] for n, w in self.cell.start.items()}
+                state |= {
+                    n: w.to(torch.promote_types(w.dtype, torch.float32))[None] for n, w in self.cell.start.items()
+                }
             if isinstance(self.cell, SRWM):
                 state["W"] = self.cell.start.to(torch.promote_types(self.cell.start.dtype, torch.float32))[None]
             for i, level in self.cms.items():
                 state |= {f"{PREFIX}{i}.{n}": x for n, x in blank(level).items()}
         return {n: owned(x) for n, x in state.items()}
+
+    def later(self, state: State, tokens: int) -> State:
+        """The clocks so many tokens later, and all else as it was."""
+        new = dict(state)
+        clocks = {MEMORY + POS: max(self.periods().values(), default=1), "slot": self.segment or 1}
+        clocks |= {f"{PREFIX}{i}.pos": level.parent or level.period for i, level in self.cms.items()}
+        for name, wrap in clocks.items():
+            if name in new:
+                new[name] = (new[name] + tokens) % wrap
+        return new
 
     def kind(self, name: str) -> str:
         """What an entry is."""
@@ -138,7 +152,9 @@ class Block:
 
 def blank(level: Level) -> State:
     """A CMS level that has read nothing; "weight" are the tokens of its open period, by what they count."""
-    wide = {n: torch.zeros(1, *w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in level.start.items()}
+    wide = {
+        n: torch.zeros(1, *w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in level.start.items()
+    }
     state = {**wide, **{"sum." + n: x.clone() for n, x in wide.items()}}
     if level.parent:
         state |= {"home." + n: x.clone() for n, x in wide.items()}

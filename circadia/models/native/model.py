@@ -59,7 +59,7 @@ class NativeModel(nn.Module):
         """
         begin = time.perf_counter()
         self.check(state)
-        ids = torch.cat((state["stream/pending"], tokens_of(self, tokens)))  # type: ignore[arg-type]
+        ids = torch.cat((state["stream/pending"], tokens_of(self, tokens)))
         size, stream = self.settings.chunk, Stream(self, state, weigh)
         report = Report(levels=[LevelReport(level.name, level.period) for level in self.settings.levels])
         done = ids.numel() - ids.numel() % size
@@ -85,7 +85,7 @@ class NativeModel(nn.Module):
         blocks = states.nested(len(self.blocks), self.fresh(state))
         before = blocks
         for words in (context, text):
-            ids = tokens_of(self, words)  # type: ignore[arg-type]
+            ids = tokens_of(self, words)
             before = blocks
             if ids.numel():
                 cache = Worn(self.base, blocks).cache(1, {})
@@ -125,7 +125,7 @@ class NativeModel(nn.Module):
     def _going(self, tokens: Any, state: State) -> Iterator[tuple[ChunkReport, Tensor]]:
         """On through a text, whose last chunk may be shorter."""
         self.check(state)
-        ids = torch.cat((state["stream/pending"], tokens_of(self, tokens)))  # type: ignore[arg-type]
+        ids = torch.cat((state["stream/pending"], tokens_of(self, tokens)))
         size, stream = self.settings.chunk, Stream(self, state)
         for at in range(0, ids.numel(), size):
             some = ids[at : at + size].to(self.device)

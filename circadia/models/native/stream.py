@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.levels import cms
+from circadia.memory.check import Unwritable
 from circadia.memory.rates import hearing
-from circadia.memory.state import POS, START
+from circadia.memory.state import START
 from circadia.models import online
 from circadia.models.cache import HopeCache, State
 from circadia.models.levels import PREFIX, Level
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from circadia.models.native.model import NativeModel
 
 Weigh = Callable[[ChunkReport], float]
-CLOCKS = (MEMORY + POS, "slot")
 WINDOWS = ("k", "v", "at")
 
 
@@ -100,12 +100,16 @@ class Stream:
     @torch.no_grad()
     def take(self, ids: Tensor, levels: list[LevelReport]) -> ChunkReport:
         """Predict a whole chunk, and learn it as far as it weighs."""
-        logits, hidden, raw, rates = self.predict(ids)
-        count = logits.shape[0]
-        nats = nats_of(logits, ids)
-        refused = "" if math.isfinite(nats) else "the loss is not finite"
-        if not all(bool(x.isfinite().all()) for own in raw for x in own.values() if x.is_floating_point()):
-            refused = refused or "what it would write is not finite"
+        count, refused, rates = ids.numel() - (self.hidden is None), "", {}
+        try:
+            logits, hidden, raw, rates = self.predict(ids)
+            nats = nats_of(logits, ids)
+            if not math.isfinite(nats):
+                refused = "the loss is not finite"
+            elif not all(bool(x.isfinite().all()) for own in raw for x in own.values() if x.is_floating_point()):
+                refused = "what it would write is not finite"
+        except Unwritable as error:  # a memory that looks at its inputs
+            nats, refused = math.nan, str(error)
         chunk = ChunkReport(self.clock, count, nats / max(1, count), refused, rates=rates)
         weight = 0.0 if refused else 1.0
         if self.weigh is not None and count and not refused:
@@ -113,9 +117,8 @@ class Stream:
             if not 0 <= weight <= 1:
                 raise ValueError(f"weigh gave {weight!r} for the chunk at {chunk.start}: it must be from 0 to 1")
             chunk = replace(chunk, weight=weight)
-        if refused:  # the near past would carry it on
-            clocks = [{n: x for n, x in own.items() if n in CLOCKS or n.endswith(".pos")} for own in raw]
-            raw = [{**old, **own} for old, own in zip(self.blocks, clocks)]
+        if refused:  # the near past stays as well: it would carry it on
+            raw = [block.later(old, ids.numel()) for block, old in zip(self.model.blocks, self.blocks)]
         else:
             self.hidden = owned(hidden)
         before, self.clock = self.blocks, self.clock + ids.numel()
