@@ -8,6 +8,7 @@ The state is that of the model (circadia/models/retrofit/state.py or circadia/mo
     gate/...                      what the gate remembers, where there is one
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,12 +52,14 @@ class Tally:
 
     def add(self, chunk: ChunkReport, levels: list[LevelReport], parts: dict[str, float]) -> None:
         """One chunk and what the levels did after it."""
-        self.scored, self.nats = self.scored + chunk.tokens, self.nats + chunk.tokens * chunk.surprise
+        known = math.isfinite(chunk.surprise)  # of a refused chunk it may not be, and the log has numbers only
+        if known:
+            self.scored, self.nats = self.scored + chunk.tokens, self.nats + chunk.tokens * chunk.surprise
         self.refused += bool(chunk.refused)
         self.weight += 0.0 if chunk.refused else chunk.weight
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value
-        if self.chunks % self.every == 0:
+        if self.chunks % self.every == 0 and known:
             self.curve.append((chunk.start, chunk.surprise, chunk.weight))
         if len(self.curve) > POINTS:
             self.curve, self.every = self.curve[::2], self.every * 2

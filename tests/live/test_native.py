@@ -139,7 +139,7 @@ def test_feedback_is_read(store, titans, kind):
     before = me.state
     done = me.feedback(answer.id, weight=0.5, **given)
     assert done.version == 2 and me.tokens == len(A)
-    changed = [n for n in differing(me, before)]
+    changed = differing(me, before)
     if kind == "bad":
         assert changed == [] and done.before == done.after
         assert json.loads(store.payload("ana", done.experience))["kind"] == "bad"  # kept
@@ -209,3 +209,13 @@ def test_from_a_folder(folder, store, tmp_path):
     with pytest.raises(ValueError, match="learning_rate"):
         make(store, base, "no", learning_rate=1)
     assert b"canary" not in raw(folder)
+
+
+def test_a_chunk_that_cannot_be_learned_is_passed_over(store):
+    base = own(mixers=["titans"], tie_word_embeddings=False)
+    with torch.no_grad():
+        base.model.embed_tokens.weight[ord("!")] = float("nan")
+    me = make(store, native(base), "ana")
+    done = me.observe("12345678ab!defgh87654321")
+    assert done.refused == 1 and done.chunks == 3 and done.versions == [1] and done.surprise > 0
+    assert [at for at, _, _ in done.curve] == [0, 16] and done.levels[0].updates == 2

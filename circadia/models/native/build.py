@@ -19,11 +19,11 @@ def able(base: Any) -> bool:
 
 
 def native(model: Any, *, chunk: int | None = None, context: int | None = None) -> NativeModel:
-    """Let a Hope, a Titans, a gated DeltaNet or any other stack of ours keep what it learns, over a stream of any length.
+    """Let a Hope, a Titans, a gated DeltaNet or any other stack of ours keep what it learns, over any length of text.
 
     model      a `HopeForCausalLM`, or its folder. It is frozen: what changes is its memory, which is a value
-    chunk      tokens that are weighed together, and after which a memory can be kept. It divides, or is divided by, every
-               period of the model. Default: the longest chunk of a memory or segment; the fastest period without one
+    chunk      tokens that are weighed together, and after which a memory can be kept. It divides, or is divided by,
+               every period of the model. Default: the longest chunk of a memory or segment, else the fastest period
     context    only with full attention: how many tokens before a chunk it sees, since a state may not grow for ever.
                Default 512, or the chunk where that is longer
     """

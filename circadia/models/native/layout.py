@@ -6,6 +6,8 @@ anchor      where the gradients of an open chunk are taken (eq. 90), what an ope
             memory as of before
 level       what a CMS level keeps for its open period, see circadia/levels/cms.py
 stream      the near past, which is never learned: inputs of convolutions, keys and values inside windows, clocks
+
+Only memory and momentum are learned, by the whole or by a part (stream.py); the rest follows from the tokens' places.
 """
 
 from dataclasses import dataclass, field
@@ -85,16 +87,15 @@ class Block:
         with torch.no_grad():
             if self.memory is not None:
                 rule = self.memory.rule
-                first = {n.replace("/", "."): w for n, w in self.memory.start.items()}
-                wide = {n: w.to(torch.promote_types(w.dtype, torch.float32))[None] for n, w in first.items()}
-                full = complete(wide, self.periods(), anchored=rule.anchored, momentum=rule.momentum)
+                first = {n.replace("/", "."): _wide(w)[None] for n, w in self.memory.start.items()}
+                full = complete(first, self.periods(), anchored=rule.anchored, momentum=rule.momentum)
                 state |= {MEMORY + n: w for n, w in full.items()}
             if isinstance(self.cell, LSTM):
                 state |= {
                     n: w.to(torch.promote_types(w.dtype, torch.float32))[None] for n, w in self.cell.start.items()
                 }
             if isinstance(self.cell, SRWM):
-                state["W"] = self.cell.start.to(torch.promote_types(self.cell.start.dtype, torch.float32))[None]
+                state["W"] = _wide(self.cell.start)[None]
             for i, level in self.cms.items():
                 state |= {f"{PREFIX}{i}.{n}": x for n, x in blank(level).items()}
         return {n: owned(x) for n, x in state.items()}
@@ -163,6 +164,11 @@ def blank(level: Level) -> State:
         state["last"] = torch.zeros(1, level.norm.weight.shape[0], dtype=level.norm.weight.dtype)
         state["pos"] = torch.zeros(1, dtype=torch.int64)
     return {**state, "weight": weight}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Memories are float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def owned(x: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class NativeModel(nn.Module):
 
     @contextmanager
     def wearing(self, state: State | None) -> Iterator[Any]:
-        """The base as it reads a text of its own with this memory; None: as it is. Nothing is written into the state."""
+        """The base as it reads a text of its own with this memory; None: as it is. The state stays as it is."""
         yield self.base if state is None else self.worn(state)
 
     def worn(self, state: State) -> Worn:
@@ -205,8 +205,8 @@ class NativeModel(nn.Module):
             if name not in state or state[name].shape != x:
                 have = tuple(state[name].shape) if name in state else "no such entry"
                 raise ValueError(
-                    f"state does not fit this model: {name} must have shape {tuple(x)}, found {have}; use the model that "
-                    "it was made with, or model.start()"
+                    f"state does not fit this model: {name} must have shape {tuple(x)}, found {have}; use the model "
+                    "that it was made with, or model.start()"
                 )
 
     def _shapes(self) -> dict[str, torch.Size]:

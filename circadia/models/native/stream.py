@@ -78,7 +78,7 @@ class Stream:
             else:
                 cache = HopeCache(len(given))
                 for layer, own_state in zip(cache.layers, given):
-                    layer.write(own_state, 0)  # type: ignore[operator]
+                    layer.write(own_state, 0)
                 hidden = base.model(ids[None], past_key_values=cache, use_cache=True).last_hidden_state
                 raw = cache.states
         seen = hidden[:, :-1] if self.hidden is None else torch.cat((self.hidden.to(hidden.dtype), hidden[:, :-1]), 1)
@@ -100,7 +100,8 @@ class Stream:
     @torch.no_grad()
     def take(self, ids: Tensor, levels: list[LevelReport]) -> ChunkReport:
         """Predict a whole chunk, and learn it as far as it weighs."""
-        count, refused, rates = ids.numel() - (self.hidden is None), "", {}
+        count, refused = ids.numel() - (self.hidden is None), ""
+        rates: dict[str, float] = {}
         try:
             logits, hidden, raw, rates = self.predict(ids)
             nats = nats_of(logits, ids)
@@ -178,7 +179,7 @@ class Stream:
         for block, old, new in zip(self.model.blocks, before, self.blocks):
             for name in old:
                 if block.kind(name) == "memory":
-                    at = self.model.settings.levels.index(block.level(name))  # type: ignore[arg-type]
+                    at = self.model.settings.levels.index(block.level(name))
                     squares[at] += float((new[name] - old[name]).double().square().sum())
             for i, level in block.cms.items():
                 at = self.model.settings.levels.index(block.levels[f"{PREFIX}{i}."])

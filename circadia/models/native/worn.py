@@ -28,7 +28,7 @@ class Worn:
         config = given.get("generation_config")
         wide = [given.get(n) or getattr(config, n, None) or 1 for n in ("num_beams", "num_return_sequences")]
         cache = self.cache(input_ids.shape[0] * max(wide), given)
-        return self.base.generate(input_ids, past_key_values=cache, **given)  # type: ignore[operator]
+        return self.base.generate(input_ids, past_key_values=cache, **given)
 
     def cache(self, rows: int, given: dict[str, Any]) -> HopeCache:
         """A new one for so many texts. It has read nothing of them, so its length is 0."""
@@ -36,7 +36,7 @@ class Worn:
             raise ValueError("past_key_values: the memory of the state is worn: leave it out, or use the base itself")
         cache = HopeCache(len(self.blocks))
         for layer, own in zip(cache.layers, self.blocks):
-            layer.write({n: x.expand(rows, *x.shape[1:]) for n, x in own.items()}, 0)  # type: ignore[operator]
+            layer.write({n: x.expand(rows, *x.shape[1:]) for n, x in own.items()}, 0)
         return cache
 
 
