@@ -1,8 +1,10 @@
 """The rates that memories give to the tokens they write, for whoever listens.
 
-with hearing() as heard:
-    model(ids)
-heard["eta"]    a tensor of every memory that has written with learned rates
+    with hearing() as heard:
+        model(ids)
+    heard["eta"]    a tensor of every memory that has written with learned rates
+
+"eta" are the rates of memory rules, "cms" the weights of tokens in levels of a continuum memory system.
 """
 
 from collections.abc import Iterator

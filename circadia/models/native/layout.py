@@ -1,11 +1,11 @@
 """What every block of a model remembers, and what kind of thing each entry of its state is.
 
-memory      what is learned: the weights of a memory, deltas of CMS levels, cells of an LSTM
-momentum    of a memory's inner optimizer: on the way into the memory
-anchor      where the gradients of an open chunk are taken (eq. 90), what an open segment recalls from: copies of the
-            memory as of before
-level       what a CMS level keeps for its open period, see circadia/levels/cms.py
-stream      the near past, which is never learned: inputs of convolutions, keys and values inside windows, clocks
+    memory      what is learned: the weights of a memory, deltas of CMS levels, cells of an LSTM
+    momentum    of a memory's inner optimizer: on the way into the memory
+    anchor      where the gradients of an open chunk are taken (eq. 90), what an open segment recalls from: copies of
+                the memory as of before
+    level       what a CMS level keeps for its open period, see circadia/levels/cms.py
+    stream      the near past, which is never learned: inputs of convolutions, keys and values inside windows, clocks
 
 Only memory and momentum are learned, by the whole or by a part (stream.py); the rest follows from the tokens' places.
 """
@@ -91,9 +91,7 @@ class Block:
                 full = complete(first, self.periods(), anchored=rule.anchored, momentum=rule.momentum)
                 state |= {MEMORY + n: w for n, w in full.items()}
             if isinstance(self.cell, LSTM):
-                state |= {
-                    n: w.to(torch.promote_types(w.dtype, torch.float32))[None] for n, w in self.cell.start.items()
-                }
+                state |= {n: _wide(w)[None] for n, w in self.cell.start.items()}
             if isinstance(self.cell, SRWM):
                 state["W"] = _wide(self.cell.start)[None]
             for i, level in self.cms.items():
@@ -153,9 +151,7 @@ class Block:
 
 def blank(level: Level) -> State:
     """A CMS level that has read nothing; "weight" are the tokens of its open period, by what they count."""
-    wide = {
-        n: torch.zeros(1, *w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in level.start.items()
-    }
+    wide = {n: torch.zeros_like(_wide(w.detach()), device="cpu")[None] for n, w in level.start.items()}
     state = {**wide, **{"sum." + n: x.clone() for n, x in wide.items()}}
     if level.parent:
         state |= {"home." + n: x.clone() for n, x in wide.items()}
