@@ -66,9 +66,33 @@ def test_weight_0_keeps_every_memory_as_it_was(kind):
     frozen = {n: x.clone() for n, x in before.items()}
     _, after = model.learn(IDS[32:], before, lambda chunk: 0.0)
     assert differing(before, frozen) == []
-    kept = [n for n in before if "/memory/" in n or n.endswith("/steps") or "momentum" in n]
+    kept = [n for n in before if "/memory/" in n or n.endswith("/steps") or "momentum" in n or ".start." in n]
     assert kept and all(torch.equal(after[n], before[n]) for n in kept)
     assert int(after["clock/tokens"]) == 64 and not torch.equal(after["stream/hidden"], before["stream/hidden"])
+
+
+@pytest.mark.parametrize("kind", ["native hope", "native titans", "native hybrid", "nested", "mac"])
+def test_worn_it_reads_a_text_with_the_memory_and_nothing_else_of_the_stream(kind):
+    model = made(kind)
+    _, state = model.learn(IDS[:60], model.start())  # in the middle of a chunk, a period and a segment
+    cache = HopeCache(model.config.num_hidden_layers)
+    for at, layer in enumerate(cache.layers):
+        mine = {
+            n.rpartition("/")[2]: x for n, x in state.items() if "/memory/" in n or "momentum" in n or ".home." in n
+        }
+        layer.write({n.partition(".")[2]: x for n, x in mine.items() if n.startswith(f"{at}.")}, 0)
+    text = IDS.flip(0)[None, :20]
+    with torch.no_grad():
+        want = model.base(text, past_key_values=cache, use_cache=True).logits
+    frozen = {n: x.clone() for n, x in state.items()}
+    assert torch.allclose(model(text, state=state).logits, want, atol=1e-6)
+    assert not torch.allclose(model(text, state=model.start()).logits, want, atol=1e-3)
+    read = torch.cat(list(model.reads(text[0], state)))
+    assert torch.allclose(read, want[0, :-1], atol=1e-5)
+    surprise = model.score(text, model.fresh(state)).surprise
+    assert surprise == pytest.approx(float(F.cross_entropy(want[0, :-1], text[0, 1:])), rel=1e-5)
+    both = model(text.expand(2, -1), state=state).logits
+    assert torch.allclose(both, want.expand(2, -1, -1), atol=1e-5) and differing(state, frozen) == []
 
 
 @pytest.mark.parametrize("kind", ["native titans", "native hybrid", "srwm", "small chunks"])
