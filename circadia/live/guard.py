@@ -4,7 +4,8 @@
     {"kind": "qa", "question": "...", "answer": "...", "max": 2.0}   nats a token of the answer; with "choices" it must
                                                            also be likelier than each of them
     {"kind": "drift", "text": "...", "max": 0.5}           mean KL(base || learner) on anchor text, nats a token
-    {"kind": "norm", "max": 0.5}                           of what is learned, of any matrix, as a share of the base's
+    {"kind": "norm", "max": 0.5}                           of what is learned, of any matrix, as a share of the base's;
+                                                           of a memory of the model's own, of its learned start's
     "action": "hold" (default; the version waits for `accept`) or "rollback" (what was learned since is dropped)
 
 That everything is finite is always asked. A probe's text is a setting, no experience: `forget` does not look into it.
