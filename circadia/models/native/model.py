@@ -35,6 +35,7 @@ class NativeModel(nn.Module):
         self.blocks, self.settings, self.source = blocks, settings, source
         self.learned = None  # a retrofit's learned rates; here they are weights of the base
         self._fingerprint: tuple[Any, str] | None = None
+        self._start: tuple[Any, State] | None = None  # asked for with every chunk
 
     @property
     def config(self) -> Any:
@@ -48,7 +49,10 @@ class NativeModel(nn.Module):
 
     def start(self) -> State:
         """A memory that has read nothing. Its entries are listed in `circadia.models.native.state`."""
-        return states.start(self.blocks, self.settings.levels, self.device)
+        now = self._weights()
+        if self._start is None or self._start[0] != now:
+            self._start = (now, states.start(self.blocks, self.settings.levels, self.device))
+        return dict(self._start[1])
 
     def learn(self, tokens: Any, state: State, weigh: Weigh | None = None) -> tuple[Report, State]:
         """Read a piece of a stream: every chunk is predicted while it is read; the state given stays as it was.
@@ -192,24 +196,23 @@ class NativeModel(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the base's config and weights."""
-        now = tuple((p.data_ptr(), p._version) for p in self.base.state_dict().values())
+        now = self._weights()
         if self._fingerprint is None or self._fingerprint[0] != now:
             self._fingerprint = (now, files.fingerprint(self.base))
         return self._fingerprint[1]
+
+    def _weights(self) -> tuple[Any, ...]:
+        """Another value after anything was written into the base."""
+        return tuple((p.data_ptr(), p._version) for p in self.base.parameters())
 
     def check(self, state: State) -> None:
         """Does this state belong to this model?"""
         if not isinstance(state, Mapping):
             raise ValueError(f"state is a {type(state).__name__}: pass what model.start() or model.learn() returned")
-        for name, x in self._shapes().items():
-            if name not in state or state[name].shape != x:
+        for name, x in self.start().items():
+            if not name.startswith("stream/") and (name not in state or state[name].shape != x.shape):
                 have = tuple(state[name].shape) if name in state else "no such entry"
                 raise ValueError(
-                    f"state does not fit this model: {name} must have shape {tuple(x)}, found {have}; use the model "
-                    "that it was made with, or model.start()"
+                    f"state does not fit this model: {name} must have shape {tuple(x.shape)}, found {have}; use the "
+                    "model that it was made with, or model.start()"
                 )
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        if not hasattr(self, "_wanted"):
-            self._wanted = {n: x.shape for n, x in self.start().items() if "/memory/" in n or n.endswith("/steps")}
-        return self._wanted
