@@ -2,7 +2,8 @@
 
 The child observes, answers, takes feedback, rolls back, branches, collects garbage and forgets on a tiny random base.
 After each kill the store is verified, the learner opened, what was left is caught up with, and its state compared with
-that of a second learner that lives through what the journal says, without a kill.
+that of a second learner that lives through what the journal says, without a kill. `LivingTitans` does the same on a
+model with memories of its own.
 """
 
 import random
@@ -16,6 +17,8 @@ import torch
 
 from circadia.live import Learner, Store
 from circadia.live.forgetting import Line
+from circadia.models import HopeConfig, HopeForCausalLM
+from circadia.models.native import NativeModel, native
 from circadia.models.retrofit import RetrofitModel, retrofit
 
 Say = Callable[[dict[str, Any]], None]
@@ -36,13 +39,23 @@ def base(seed: int = 0) -> RetrofitModel:
     return retrofit(LlamaForCausalLM(config).eval(), [8, 16], context=8)
 
 
+def titans(seed: int = 0) -> NativeModel:
+    """One random Titans block over bytes, that learns with its own memory."""
+    torch.manual_seed(seed)
+    config = HopeConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, mixers=["titans"], chunk=8,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return native(HopeForCausalLM(config))
+
+
 class Living:
     """The three methods that benchmarks/kills.py asks for."""
 
     learner = "ana"
 
-    def __init__(self) -> None:
-        self.base = base()
+    def __init__(self, model: RetrofitModel | NativeModel | None = None) -> None:
+        self.base = base() if model is None else model
 
     def prepare(self, folder: Path) -> None:
         """Once, before the first child."""
@@ -148,6 +161,13 @@ class Living:
             return [f"{what}: {wrong[:3]}"] if wrong else []
         finally:
             twin.delete()
+
+
+class LivingTitans(Living):
+    """The same on a model of our own."""
+
+    def __init__(self) -> None:
+        super().__init__(titans())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Real output for docs/learner.md: ``python -m benchmarks.learner_page --base FOLDER --novel FILE --law FILE``.
+"""Real output for docs/learner.md.
 
-Every console block of the page is run, in order, in a fresh folder, and its output put in place of what stands there.
+    python -m benchmarks.learner_page --base FOLDER --own FOLDER --novel FILE --law FILE
+
+`--own` is a model that learns in context by itself. Every console block of the page is run, in order, in a fresh
+folder, and its output put in place of what stands there; with `--only HEADING` those of one section.
 """
 
 import argparse
@@ -29,9 +32,10 @@ def text_of(path: Path, skip: int, count: int) -> str:
         return file.read(count).decode("utf-8", "ignore").partition("\n")[2]
 
 
-def prepare(folder: Path, base: Path, novel: Path, law: Path) -> None:
+def prepare(folder: Path, base: Path, own: Path, novel: Path, law: Path) -> None:
     """The files that the page speaks of."""
     (folder / "base").symlink_to(base.resolve())
+    (folder / "own").symlink_to(own.resolve())
     (folder / "novel.txt").write_text(text_of(novel, 60_000, 12_288))
     (folder / "law.txt").write_text(text_of(law, 60_000, 12_288))
     chance = random.Random(0)
@@ -53,12 +57,13 @@ def run(command: str, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    for name in ("base", "novel", "law"):
+    for name in ("base", "own", "novel", "law"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--only", metavar="HEADING", help="a section of the page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, given.base, given.novel, given.law)
+        prepare(folder, given.base, given.own, given.novel, given.law)
 
         def again(block: re.Match) -> str:
             shown = []
@@ -68,8 +73,11 @@ def main() -> None:
                     shown += [line, run(line[2:], folder)]
             return "```console\n" + "\n".join(filter(None, shown)) + "\n```"
 
-        page = re.sub(r"```console\n(.*?)```", again, PAGE.read_text(), flags=re.S)
-        PAGE.write_text(page)
+        sections = re.split(r"(?m)^(?=## )", PAGE.read_text())
+        for i, section in enumerate(sections):
+            if given.only is None or section.startswith(f"## {given.only}\n"):
+                sections[i] = re.sub(r"```console\n(.*?)```", again, section, flags=re.S)
+        PAGE.write_text("".join(sections))
         picture = folder / "life.svg"
         if picture.exists():
             (PAGE.parent / "learner.svg").write_text(picture.read_text())

@@ -49,6 +49,8 @@ def observed(done: Any, source: str, json: bool) -> None:
     for level in done.levels:
         print(f"  {level.name}, every {level.period:,}: {level.updates} updates, moved {level.moved:.4f}, "
               f"norm {level.norm:.4f}")  # fmt: skip
+    if own := {name: done.gate[name] for name in ("eta", "cms") if name in done.gate}:
+        print("  rates of its own: " + ", ".join(f"{name} {rate:.3f}" for name, rate in own.items()))
     if done.refused:
         print(f"  {done.refused} chunks were not finite and not learned")
     if done.pending or done.waiting:

@@ -8,6 +8,14 @@
     about       half a push away from the answer, and the likelihood of the sentence as the user's next turn
 
 The step is clipped like every step of the level.
+
+A model of our own has memories that learn by reading, and no loss is defined on them from outside. There it is read:
+
+    good        the answer behind its prompt: M <- M + weight (M(x, y) - M(x))
+    correction  the right answer in place of the answer
+    about       the sentence as the user's next turn, behind prompt and answer: what these write is left out
+    bad         nothing changes. To read with a negative rate would not unlearn: it writes something else, without a
+                bound, over whatever lies beside it. The experience is kept in the journal, for sleep
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +27,7 @@ from torch import Tensor
 
 from circadia.live.guard import answer_nats, nats_of
 from circadia.live.reader import Reader
+from circadia.models.native import NativeModel
 from circadia.models.retrofit.state import State
 
 BETA = 0.1
@@ -56,6 +65,12 @@ def apply(
     def likely(base: Any) -> Tensor:
         given, said = about[0]
         return answer_nats(base, model, given, said) / len(said)
+
+    if isinstance(model, NativeModel):
+        before = _nats(reader, about[0], state)
+        if kind != "bad":
+            state = model.read(*about[0], state, weight)
+        return state, before, _nats(reader, about[0], state)
 
     with torch.no_grad():
         base_nats = float(nats_of(model, prompt, answer, None)) if kind in ("bad", "about") else 0.0

@@ -11,6 +11,10 @@
     room    a source of trust below 1 may take `budget` of the full steps of a window. A full step of a level is at most
             rate * clip long, so that the source moves it by at most budget * window * rate * clip
 
+A model with memories of its own also has learned rates, which depend on the token and are in what it writes already.
+They are not multiplied in once more: `observe` reports their means beside these factors, as "eta" (memory rules) and
+"cms". Its full step is what it has written, of which f is kept (circadia/models/native/stream.py).
+
 What it remembers is part of the learner's state, and every number in it follows from the stream alone.
 """
 

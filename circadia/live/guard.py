@@ -4,7 +4,8 @@
     {"kind": "qa", "question": "...", "answer": "...", "max": 2.0}   nats a token of the answer; with "choices" it must
                                                            also be likelier than each of them
     {"kind": "drift", "text": "...", "max": 0.5}           mean KL(base || learner) on anchor text, nats a token
-    {"kind": "norm", "max": 0.5}                           of what is learned, of any matrix, as a share of the base's
+    {"kind": "norm", "max": 0.5}                           of what is learned, of any matrix, as a share of the base's;
+                                                           of a memory of the model's own, of its learned start's
     "action": "hold" (default; the version waits for `accept`) or "rollback" (what was learned since is dropped)
 
 That everything is finite is always asked. A probe's text is a setting, no experience: `forget` does not look into it.
@@ -158,7 +159,7 @@ class Guard:
 
     def _score(self, probe: Probe, state: State | None) -> float:
         if probe.kind == "norm":
-            return share(self.reader, state) if state is not None else 0.0
+            return self.reader.model.share(state) if state is not None else 0.0
         if probe.kind == "qa":
             return self._answer(probe.question, probe.answer, state)
         ids = torch.tensor(self.reader.words.encode(probe.text))
@@ -175,17 +176,12 @@ class Guard:
 
     @torch.no_grad()
     def _drift(self, ids: Tensor, state: State | None) -> float:
-        """In windows as they are read: a chunk's tokens and the context before it."""
+        """Chunk by chunk, as a stream is read."""
         model, total, count = self.reader.model, 0.0, 0
-        for at in range(0, ids.numel(), model.settings.chunk):
-            window = ids[None, max(0, at - model.settings.context) : at + model.settings.chunk].to(model.device)
-            new = min(model.settings.chunk, ids.numel() - at)
-            logs = []
-            for worn in (None, state):
-                with model.wearing(worn) as base:
-                    logs.append(base(window, use_cache=False).logits[0, -new:].float().log_softmax(-1))
+        for both in zip(model.reads(ids, None), model.reads(ids, state)):
+            logs = [logits.float().log_softmax(-1) for logits in both]
             total += float(F.kl_div(logs[1], logs[0], reduction="sum", log_target=True))
-            count += new
+            count += both[0].shape[0]
         return total / max(1, count)
 
 
@@ -207,17 +203,3 @@ def answer_nats(base: Any, model: Any, given: Sequence[int], said: Sequence[int]
     logits = base(ids[:, :-1], use_cache=False).logits[0, -count:]
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[0, -count:],
                            reduction="sum")  # fmt: skip
-
-
-def share(reader: Reader, state: State) -> float:
-    """The largest norm of what is learned in a matrix, as a share of the base's."""
-    model, worst = reader.model, 0.0
-    weights = dict(model.base.named_parameters())
-    for name, site in model.sites.items():
-        matrix = weights[name] if site.matrix is None else site.matrix.weight
-        parts = [x for _, x in model.deltas(state, name)]
-        parts += [b @ a for a, b in model.pairs(state, name)]
-        if parts:
-            size = float(sum(parts[1:], parts[0]).norm())
-            worst = max(worst, size / max(1e-12, float(matrix.detach().float().norm())))
-    return worst

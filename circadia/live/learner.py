@@ -67,7 +67,9 @@ class Learner:
 
         store      a folder or a `Store`; `key` encrypts a new store's journal at rest
         base       a retrofitted model, a Hugging Face causal model, its folder or Hub id; `settings` are those of
-                   `circadia.retrofit` (periods, rate, decay, ...)
+                   `circadia.retrofit` (periods, rate, decay, ...). One of Circadia's own models that learns in context
+                   learns with its own memories; `settings` are then chunk and context of `circadia.models.native`, and
+                   settings of a retrofit make it one
         tokenizer  "bytes" or a folder; default what lies in the base's folder, or bytes where it knows 256 tokens
         gate       True, False (everything is learned in full), or settings of `circadia.live.Gate`
         probes     a YAML or JSONL file, or a list; see circadia/live/guard.py
@@ -141,7 +143,7 @@ class Learner:
 
     @property
     def model(self) -> Any:
-        """The retrofitted base; shared."""
+        """The base, retrofitted or with memories of its own; shared."""
         return self.reader.model
 
     @property
@@ -178,9 +180,7 @@ class Learner:
         version = self.version
         self._at = None if version is None else version.number
         stored = {} if version is None else self.store.load(self.name, version.number)
-        where = {site.name: site.device for site in self.model.sites.values()}
-        cpu = torch.device("cpu")
-        self._state = {n: x.to(where.get(n.rpartition("/")[2], cpu)) for n, x in stored.items()} or self.reader.start()
+        self._state = self.model.placed(stored) or self.reader.start()
         self.unsaved = commits.Open()
 
     def _drop(self) -> None:

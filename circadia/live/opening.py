@@ -9,6 +9,7 @@ from circadia.live.errors import StoreError
 from circadia.live.gate import of as gate_of
 from circadia.live.reader import Reader
 from circadia.live.text import Words, of_base
+from circadia.models.native import NativeModel, able, native
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
 from circadia.models.retrofit.build import arranged, loaded
 from circadia.models.retrofit.files import _quiet
@@ -20,25 +21,59 @@ EVERY = 32768  # tokens of a long stream between two commits
 def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) -> tuple[Reader, dict[str, Any]]:
     """A reader for a new learner, and its config."""
     source = str(Path(base).expanduser().resolve()) if _folder(base) else base if isinstance(base, str) else None
-    if isinstance(base, RetrofitModel):
+    model: RetrofitModel | NativeModel
+    if isinstance(base, (RetrofitModel, NativeModel)):
         if settings:
-            raise ValueError(f"{', '.join(settings)}: the base is retrofitted already and has its own settings")
+            how = "retrofitted" if isinstance(base, RetrofitModel) else "a model that learns by its own memories"
+            raise ValueError(f"{', '.join(settings)}: the base is {how} already and has its own settings")
         model, source = base, base.source
     else:
         if source and (Path(source) / "retrofit.json").is_file() and settings:
             raise ValueError(f"{', '.join(settings)}: {source} is a retrofit and has its own settings")
         with _quiet():
-            model = retrofit(base, **settings)
+            model = arranging(base, settings)
     words = of_base(model.base, tokenizer, source)
     reader = Reader(model, words, gate_of(gate))
     config = {
         "format": FORMAT,
         "base": source,
-        "retrofit": json.loads(json.dumps(model.settings.to_dict())),
+        kind_of(model): json.loads(json.dumps(model.settings.to_dict())),
         "tokenizer": words.name,
         "gate": reader.gate.to_dict() if reader.gate else None,
     }
     return reader, config
+
+
+def kind_of(model: RetrofitModel | NativeModel) -> str:
+    """Whose memory it is, as a learner notes it."""
+    return "native" if isinstance(model, NativeModel) else "retrofit"
+
+
+def arranging(base: Any, settings: dict[str, Any]) -> RetrofitModel | NativeModel:
+    """A base in any shape as a model that learns: by its own memories where it has some, unless a retrofit is asked."""
+    if set(settings) - {"chunk", "context"}:
+        return _retrofitted(base, settings)
+    if isinstance(base, (str, Path)) and not (Path(base).expanduser() / "retrofit.json").is_file():
+        base, source = loaded(str(base)), str(base)
+    else:
+        source = None
+    if not able(base):
+        made = retrofit(base, **settings)
+        made.source = made.source or source
+        return made
+    own = native(base, **settings)
+    own.source = source
+    return own
+
+
+def _retrofitted(base: Any, settings: dict[str, Any]) -> RetrofitModel:
+    try:
+        return retrofit(base, **settings)
+    except ValueError as error:
+        if "levels learn in context already" in str(error):
+            names = ", ".join(f"{n}={settings[n]!r}" for n in settings if n not in ("chunk", "context"))
+            raise ValueError(f"{names}: {error}; or leave these out, and it learns with its own memories") from None
+        raise
 
 
 def again(life: Any, base: Any) -> Reader:
@@ -52,8 +87,16 @@ def again(life: Any, base: Any) -> Reader:
     if base is None and config["base"] is None:
         raise ValueError(f"base: {life.name!r} was made on a model in memory: give that model")
     given = config["base"] if base is None else base
-    if isinstance(given, RetrofitModel):
+    model: RetrofitModel | NativeModel
+    kind = "native" if "native" in config else "retrofit"
+    if isinstance(given, (RetrofitModel, NativeModel)):
         model = given
+    elif kind == "native":
+        with _quiet():
+            object_ = loaded(str(given)) if isinstance(given, (str, Path)) else given
+        own = config["native"]
+        model = native(object_, chunk=own["chunk"], context=own["context"])
+        model.source = config["base"]
     elif _folder(given) and (Path(given) / "retrofit.json").is_file():
         with _quiet():
             model = retrofit(given)
@@ -65,10 +108,16 @@ def again(life: Any, base: Any) -> Reader:
             object_, settings.levels, assign=settings.assign, layers=settings.layers, target=settings.target,
             chunk=settings.chunk, context=settings.context, seed=settings.seed, source=config["base"],
         )  # fmt: skip
+    if kind_of(model) != kind:
+        other = "a retrofit" if kind == "retrofit" else "a model with memories of its own"
+        raise ValueError(
+            f"base: {life.name!r} was made on {other}, this is a {type(model).__name__}: give its own base"
+        )
     theirs = json.loads(json.dumps(model.settings.to_dict()))
-    if theirs != config["retrofit"]:
-        changed = [name for name in theirs if theirs[name] != config["retrofit"].get(name)]
-        raise ValueError(f"base: {life.name!r} was made with another retrofit, they differ in {', '.join(changed)}")
+    if theirs != config[kind]:
+        changed = [name for name in theirs if theirs[name] != config[kind].get(name)]
+        what = "retrofit" if kind == "retrofit" else "model"
+        raise ValueError(f"base: {life.name!r} was made with another {what}, they differ in {', '.join(changed)}")
     if (found := fingerprint(model)) != life.base:
         raise ValueError(
             f"base: {life.name!r} belongs to the base {life.base[:12]}, this one is {found[:12]}: give the base "
@@ -78,7 +127,7 @@ def again(life: Any, base: Any) -> Reader:
     return Reader(model, words, gate_of(config["gate"]))
 
 
-def fingerprint(model: RetrofitModel) -> str:
+def fingerprint(model: RetrofitModel | NativeModel) -> str:
     """Of the base, and of learned rates where there are some: everything that replay rests on."""
     own = model.fingerprint()
     if model.learned is None:

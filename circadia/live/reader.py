@@ -1,6 +1,6 @@
 """What reading does to a learner's state: a pure function of the state and what is read, so that it can be replayed.
 
-The state is that of the retrofitted model (circadia/models/retrofit/state.py) and
+The state is that of the model (circadia/models/retrofit/state.py or circadia/models/native/state.py) and
 
     text/tail                     text that waits for the end of its segment, uint8 of its UTF-8
     text/owner, text/trust        whose it is: the tail is closed where source or trust changes
@@ -8,6 +8,7 @@ The state is that of the retrofitted model (circadia/models/retrofit/state.py) a
     gate/...                      what the gate remembers, where there is one
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from circadia.live.gate import Gate, owner_of
 from circadia.live.text import Words
+from circadia.models.native import NativeModel
 from circadia.models.retrofit import ChunkReport, LevelReport, RetrofitModel
 from circadia.models.retrofit.learn import tokens_of
 from circadia.models.retrofit.state import State
@@ -50,12 +52,14 @@ class Tally:
 
     def add(self, chunk: ChunkReport, levels: list[LevelReport], parts: dict[str, float]) -> None:
         """One chunk and what the levels did after it."""
-        self.scored, self.nats = self.scored + chunk.tokens, self.nats + chunk.tokens * chunk.surprise
+        known = math.isfinite(chunk.surprise)  # of a refused chunk it may not be, and the log has numbers only
+        if known:
+            self.scored, self.nats = self.scored + chunk.tokens, self.nats + chunk.tokens * chunk.surprise
         self.refused += bool(chunk.refused)
         self.weight += 0.0 if chunk.refused else chunk.weight
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value
-        if self.chunks % self.every == 0:
+        if self.chunks % self.every == 0 and known:
             self.curve.append((chunk.start, chunk.surprise, chunk.weight))
         if len(self.curve) > POINTS:
             self.curve, self.every = self.curve[::2], self.every * 2
@@ -101,7 +105,7 @@ class Plan:
 class Reader:
     """A base with a tokenizer and a gate. It holds nothing that changes."""
 
-    def __init__(self, model: RetrofitModel, words: Words, gate: Gate | None) -> None:
+    def __init__(self, model: RetrofitModel | NativeModel, words: Words, gate: Gate | None) -> None:
         self.model, self.words, self.gate = model, words, gate
         self.vocab = model.config.get_text_config().vocab_size
 
@@ -161,7 +165,9 @@ class Reader:
 
         report, state = self.model.learn(ids, state, weigh if self.gate else None)
         if report.chunks:
-            tally.add(report.chunks[0], report.levels, parts)
+            # What the model itself decided stands beside the gate's factors, which do not hold it: it is in what was
+            # written already.
+            tally.add(report.chunks[0], report.levels, {**parts, **report.chunks[0].rates})
             if tell is not None:
                 tell(report.chunks[0])
             owners, trusts = owners[:0], trusts[:0]

@@ -8,6 +8,8 @@ from circadia.live.reader import position, tail_of
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
 
+HELD = ("delta", "a", "b", "memory")  # parts of a level that are read, of a retrofit and of a model of our own
+
 
 def of(me: "Learner") -> dict[str, Any]:
     """`Learner.status`."""
@@ -15,15 +17,15 @@ def of(me: "Learner") -> dict[str, Any]:
     life = me.store.learner(me.name)
     clock = int(state["clock/tokens"])
     levels = []
+    norms = me.model.norms(state)
     for i, level in enumerate(settings.levels):
-        norm = sum(float(x.double().square().sum()) for n, x in state.items() if n.startswith((f"level{i}/delta/",)))
         levels.append(
             {
                 "level": i,
                 "period": level.period,
                 "updates": int(state[f"level{i}/steps"]),
                 "next": level.period - clock % level.period,
-                "norm": norm**0.5,
+                "norm": norms[i],
                 "bytes": sum(x.nbytes for n, x in state.items() if n.startswith(f"level{i}/")),
             }
         )
@@ -59,7 +61,7 @@ def of(me: "Learner") -> dict[str, Any]:
 def group(name: str) -> str:
     """For `diff`: what a level holds, apart from its sums and clocks and from all else."""
     level, _, rest = name.partition("/")
-    return level if level.startswith("level") and rest.partition("/")[0] in ("delta", "a", "b") else "other"
+    return level if level.startswith("level") and rest.partition("/")[0] in HELD else "other"
 
 
 def story(me: "Learner") -> list[dict[str, Any]]:

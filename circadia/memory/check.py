@@ -87,6 +87,10 @@ def token_mask(name: str, mask: Tensor | None, k: Tensor) -> None:
         raise ValueError(f"{name} is on {mask.device} but k is on {k.device}: move them to one device")
 
 
+class Unwritable(ValueError):
+    """A value that would spoil a memory: nothing was written."""
+
+
 def values(named: dict[str, tuple[Tensor, float, float]]) -> None:
     """Finite and in range [low, high]; one synchronization for all of them when nothing is wrong."""
     if not named:
@@ -100,7 +104,7 @@ def values(named: dict[str, tuple[Tensor, float, float]]) -> None:
         bad = ~torch.isfinite(x)
         if bad.any():
             at = [int(i) for i in bad.nonzero()[0]]
-            raise ValueError(
+            raise Unwritable(
                 f"{name} is {x[tuple(at)].item()} at {at} ({int(bad.sum())} such values): nothing was written"
             )
         worst = x.min().item() if x.min() < low else x.max().item()

@@ -21,6 +21,7 @@ from circadia.memory.closed import Solver, Tile, Written, log_sigmoid, unit, wri
 from circadia.memory.deep import MlpMemory, inner_gradient, plain, read
 from circadia.memory.derivatives import shorten
 from circadia.memory.layout import Flags
+from circadia.memory.rates import tell
 from circadia.memory.rule import Gates, How, Shapes
 from circadia.memory.stack import Stack
 from circadia.memory.state import MOMENTUM, START, State
@@ -171,6 +172,7 @@ class SelfModifying(MlpMemory):
         query = unit(asked[:, :, 2] + answers[:, :, 2], -2) if self.adaptive_q else q  # eq. 85
         logits = logits + answers[:, :, skips, 0] + start[:, :, skips] @ asked[:, :, -1]
         eta, log_a = self.top_rate * torch.sigmoid(logits[:, :, 0]), log_sigmoid(logits[:, :, 1])
+        tell("eta", eta)
         if not self.decays:
             log_a = torch.zeros_like(log_a)
         if live is not None:

@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from circadia.levels import cms
 from circadia.memory.mlp import act
+from circadia.memory.rates import tell
 from circadia.models.cache import State
 from circadia.models.config import HopeConfig
 from circadia.models.context import Context
@@ -134,6 +135,8 @@ class Levels(nn.Module):
         levels: list[Level] = list(self.levels)  # type: ignore[arg-type]
         first = levels[0].norm(x)
         gates = None if self.gate is None else self.gate(first)
+        if gates is not None:
+            tell("cms", torch.sigmoid(gates))
         target = None if self.target is None else self.target(first)
         new: State = {}
         if gates is not None and not self.local:  # the next-token loss weighs whole periods, see online.py

@@ -25,6 +25,7 @@ from circadia.models.levels import PREFIX, Level
 if TYPE_CHECKING:
     from circadia.models.model import HopeForCausalLM
 
+Place = tuple[int, int, Level]  # block, index and module of a level
 BORDER, IDS, POS, GATE = "border.", "online.ids", "online.pos", PREFIX + "gate"
 
 
@@ -59,6 +60,18 @@ def read(model: "HopeForCausalLM", ids: Tensor, states: list[State], keep: bool)
 
 def _learn(model: "HopeForCausalLM", ids: Tensor, states: list[State], pos: int) -> tuple[Tensor, list[State]]:
     """Read a whole piece, then let the levels learn it."""
+    hidden, after, means = gradients(model, ids, states)
+    for (at, index, level), mean in means:
+        prefix = f"{PREFIX}{index}."
+        mine = {n.removeprefix(prefix): w for n, w in after[at].items() if n.startswith(prefix)}
+        after[at] |= {prefix + n: w for n, w in _move(level, mine, mean, ids.shape[1], pos).items()}
+    return hidden, after
+
+
+def gradients(
+    model: "HopeForCausalLM", ids: Tensor, states: list[State]
+) -> tuple[Tensor, list[State], list[tuple[Place, State]]]:
+    """Read a whole piece: last hidden states, states, and its mean gradient for every level, weighed by the gates."""
     outer = torch.is_grad_enabled()
     second = outer and model.config.cms_order == "second"
     levels = _levels(model)
@@ -87,16 +100,14 @@ def _learn(model: "HopeForCausalLM", ids: Tensor, states: list[State], pos: int)
             hidden, after = hidden.detach(), [{n: w.detach() for n, w in state.items()} for state in after]
         after = [dict(state) for state in after]
         gates = [state.pop(GATE, None) for state in after]
-        for (at, index, level), own in zip(levels, zip(grads[::2], grads[1::2])):
+        means: list[tuple[Place, State]] = []
+        for place, own in zip(levels, zip(grads[::2], grads[1::2])):
             weight: Tensor | float = 1.0
-            gate = gates[at]
+            gate = gates[place[0]]
             if gate is not None:
-                weight = torch.sigmoid(gate[:, index] / ids.shape[1])[:, None, None]
-            mean = {n: weight * grad for n, grad in zip(cms.NAMES, own)}
-            prefix = f"{PREFIX}{index}."
-            mine = {n.removeprefix(prefix): w for n, w in after[at].items() if n.startswith(prefix)}
-            after[at] |= {prefix + n: w for n, w in _move(level, mine, mean, ids.shape[1], pos).items()}
-    return hidden, after
+                weight = torch.sigmoid(gate[:, place[1]] / ids.shape[1])[:, None, None]
+            means.append((place, {n: weight * grad for n, grad in zip(cms.NAMES, own)}))
+    return hidden, after, means
 
 
 def _move(level: Level, state: State, mean: State, piece: int, pos: int) -> State:
@@ -112,7 +123,7 @@ def _move(level: Level, state: State, mean: State, piece: int, pos: int) -> Stat
     return state
 
 
-def _levels(model: "HopeForCausalLM") -> list[tuple[int, int, Level]]:
+def _levels(model: "HopeForCausalLM") -> list[Place]:
     """Block, index and module of every level that learns."""
     found = []
     for at, block in enumerate(model.model.layers):

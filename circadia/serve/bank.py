@@ -13,29 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from circadia.live.opening import again, fingerprint
+from circadia.live.opening import again, arranging, fingerprint
 from circadia.live.reader import Reader
 from circadia.live.store import Life, Store
 from circadia.live.text import Words, of_base
+from circadia.models.native import NativeModel, native
+from circadia.models.native.worn import Worn
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
 from circadia.models.retrofit.build import arranged, loaded, positions
 from circadia.models.retrofit.wear import Reading, worn
+
+Model = RetrofitModel | NativeModel
 
 
 class Base:
     """The weights that no learner changes, and one arrangement of levels on them for every kind of learner."""
 
     def __init__(self, given: Any, tokenizer: str | None) -> None:
-        self._lock, self._models, self._readers = threading.Lock(), dict[str, RetrofitModel](), dict[str, Reader]()
+        self._lock, self._models, self._readers = threading.Lock(), dict[str, Model](), dict[str, Reader]()
         self.source: str | None = None
-        self.own: RetrofitModel | None = None  # a saved retrofit has its own settings, which all learners share
+        self.own: Model | None = None  # a saved retrofit has its own settings, which all learners share
         if isinstance(given, (str, Path)):
             folder = Path(given).expanduser()
             self.source = str(folder.resolve()) if folder.is_dir() else str(given)
             given = retrofit(folder) if (folder / "retrofit.json").is_file() else loaded(str(given))
-        if isinstance(given, RetrofitModel):
+        if isinstance(given, (RetrofitModel, NativeModel)):
             self.own, self.source = given, self.source or given.source
             self._models[_text(given.settings.to_dict())] = given
             given = given.base
@@ -56,13 +58,13 @@ class Base:
             found += end if isinstance(end, list) else [] if end is None else [end]
         return sorted(set(found))
 
-    def arrange(self, given: Mapping[str, Any]) -> RetrofitModel:
+    def arrange(self, given: Mapping[str, Any]) -> Model:
         """Levels for a new learner."""
         if self.own is not None:
             if given:
-                raise ValueError(f"{', '.join(given)}: the base is a retrofit with settings of its own: leave them out")
+                raise ValueError(f"{', '.join(given)}: the base has settings of its own: leave them out")
             return self.own
-        made = retrofit(self.module, **given)
+        made = arranging(self.module, dict(given))
         made.source = self.source
         with self._lock:
             return self._models.setdefault(_text(made.settings.to_dict()), made)
@@ -73,8 +75,11 @@ class Base:
         with self._lock:
             if key in self._readers:
                 return self._readers[key]
-            wanted = _text(life.config.get("retrofit"))
-            if wanted not in self._models and self.own is None:
+            own = life.config.get("native")
+            wanted = _text(own or life.config.get("retrofit"))
+            if wanted not in self._models and self.own is None and own:
+                self._models[wanted] = native(self.module, chunk=own["chunk"], context=own["context"])
+            elif wanted not in self._models and self.own is None:
                 settings = Settings.from_dict(life.config["retrofit"])
                 if settings.target == "all":
                     raise ValueError(
@@ -96,7 +101,7 @@ class Base:
         if named not in (None, "bytes", self.words.name):
             raise ValueError("this learner was made with a tokenizer of another place: import it on the command line")
 
-    def fingerprint(self, model: RetrofitModel) -> str:
+    def fingerprint(self, model: Model) -> str:
         """As learners note it."""
         return fingerprint(model)
 
@@ -117,6 +122,7 @@ class Memory:
     readings: Mapping[Any, Reading]
     bytes: int
     epoch: int = 0  # of the learner's forgettings
+    worn: Worn | None = None  # of a model with memories of its own: what reads in place of the base
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -174,18 +180,19 @@ class Memories:
 
     def _load(self, life: Life, branch: str, number: int, epoch: int) -> Memory:
         reader = self.base.reader(life)
-        model, readings, size = reader.model, {}, 0
-        if number:
-            where = {site.name: site.device for site in model.sites.values()}
-            stored = self.store.load(life.name, number)
-            state = {n: x.to(where.get(n.rpartition("/")[2], torch.device("cpu"))) for n, x in stored.items()}
+        model, readings, size, own = reader.model, {}, 0, None
+        state = model.placed(self.store.load(life.name, number)) if number else {}
+        if number and isinstance(model, NativeModel):
+            own = model.worn(state)
+            size = sum(x.nbytes for block in own.blocks for x in block.values())
+        elif number and isinstance(model, RetrofitModel):
             model.check(state)
             readings = {m: r for m, r in model.readings(state).items() if r.deltas or r.pairs}
             for reading in readings.values():
                 size += sum(x.nbytes for x in [*reading.deltas, *(x for pair in reading.pairs for x in pair)])
                 size += reading.matrix.weight.nbytes if reading.deltas and reading.matrix.exact else 0  # their sum
         self.loads += 1
-        return Memory(life.name, branch, number or None, life.uid, reader.words, readings, size, epoch)
+        return Memory(life.name, branch, number or None, life.uid, reader.words, readings, size, epoch, own)
 
     def _keep(self, uid: str, number: int, memory: Memory, heads: set[int]) -> None:
         with self._lock:

@@ -221,8 +221,9 @@ def say(base: Any, memory: Memory, wish: Wish, ends: Sequence[int], call: Call, 
         max_new_tokens=wish.new, do_sample=False, num_beams=1, pad_token_id=ends[0] if ends else 0, eos_token_id=None
     )
     call.check()
+    reads = base if memory.worn is None else memory.worn
     with torch.no_grad(), memory.on():
-        base.generate(
+        reads.generate(
             row, attention_mask=torch.ones_like(row), generation_config=settings,
             logits_processor=LogitsProcessorList([Choose()]), stopping_criteria=Criteria([Stop()]),
         )  # fmt: skip

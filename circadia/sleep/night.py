@@ -50,6 +50,9 @@ def sleep(
     """
     if isinstance(settings, str) or settings is None:
         settings = preset(*([settings] if settings else []))
+    if not isinstance(model, RetrofitModel):
+        raise ValueError(f"model is a {type(model).__name__}: sleep moves knowledge between the levels of a retrofit: "
+                         "give one, as circadia.retrofit(model) makes it")  # fmt: skip
     model.check(state)
     entries = [replace(entry, tokens=said(model, entry.tokens)) for entry in journal]
     kept: dict[str, Any] = dict(resume or {})

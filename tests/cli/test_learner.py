@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from circadia.cli import app
-from tests.live.learners import A, B, model
+from tests.live.learners import NATIVE, A, B, model, own
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,22 @@ def run(tmp_path):
         return json.loads(found.stdout) if "--json" in words and code == 0 else found.output
 
     return call
+
+
+def test_a_model_of_our_own(run, tmp_path):
+    """Its folder is all that is said; what it has no settings for is named."""
+    own(**NATIVE["native titans"]).save_pretrained(tmp_path / "titans")
+    base = str(tmp_path / "titans")
+    made = run("new", "ana", "--base", base, "--json")
+    assert [(x["period"], x["updates"]) for x in made["levels"]] == [(8, 0)]
+    assert "titans, every 8" in run("observe", "ana", "--text", A)
+    said = run("ask", "ana", "The", "--raw", "--tokens", 3, "--json")
+    assert "correction: " in run("feedback", "ana", said["id"], "--correction", " fox")
+    assert run("diff", "ana", 1, 2, "--json")["groups"]["level0"]["moved"] > 0
+    run("observe", "ana", "--text", B, "--source", "web")
+    run("forget", "ana", "--source", "web")
+    assert run("verify", "ana", "--json")["faults"] == [] and run("status", "ana", "--json")["levels"][0]["norm"] > 0
+    assert "context=8" in run("new", "bea", "--base", base, "--context", 8, code=2)
 
 
 def test_a_life_from_new_to_forget(run, base, tmp_path):

@@ -3,7 +3,8 @@
 import torch
 
 from circadia.live import Learner
-from circadia.models import HopeForCausalLM, preset
+from circadia.models import HopeConfig, HopeForCausalLM, preset
+from circadia.models.native import native
 from circadia.models.retrofit import retrofit
 from tests.models.retrofit.conftest import SMALL, base_of
 
@@ -14,8 +15,26 @@ B = "Another sentence, with other words in it.\nAnd more.\n"
 X = "canary-7f3a Zebras keep 12 qwerty secrets.\n"
 
 
+# Models of our own that learn with their own memories, byte-level and tiny.
+TINY = {"vocab_size": 256, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "chunk": 8,
+        "initializer_range": 0.2, "num_hidden_layers": 1}  # fmt: skip
+NATIVE = {
+    "native hope": {"mixers": ["self_modifying"], "periods": [8, 16]},
+    "native titans": {"mixers": ["titans"]},
+    "native hybrid": {"mixers": ["gated_deltanet", "sliding_attention"], "num_hidden_layers": 2, "sliding_window": 12},
+}
+
+
+def own(seed=0, **config):
+    """A model of our own, as it is before it learns."""
+    torch.manual_seed(seed)
+    return HopeForCausalLM(HopeConfig(**{**TINY, **config})).eval()
+
+
 def model(family="llama", periods=(8, 16), vocab=256, **settings):
-    """A byte-level base, retrofitted."""
+    """A byte-level base, retrofitted, or one that has memories of its own."""
+    if family in NATIVE:
+        return native(own(**NATIVE[family]))
     if family == "hope":
         config = preset("hope", "tiny")
         small = {name: value for name, value in SMALL.items() if name in config.to_dict()}

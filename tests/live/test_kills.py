@@ -172,11 +172,12 @@ def test_too_little_room_loses_nothing(tmp_path):
     assert found["faults"] == [] and found["full"] == 3
 
 
-def test_a_real_learner_survives_kills(tmp_path):
+@pytest.mark.parametrize("kind", ["Living", "LivingTitans"])
+def test_a_real_learner_survives_kills(tmp_path, kind):
     """A short run of ``python -m benchmarks.kills --workload benchmarks.learner_kills:Living``."""
-    from benchmarks.learner_kills import Living
+    from benchmarks import learner_kills
 
-    found = kills.kills(tmp_path, Living(), count=4, seed=3, longest=0.5)
+    found = kills.kills(tmp_path, getattr(learner_kills, kind)(), count=4, seed=3, longest=0.5)
     assert found["faults"] == [] and found["checks"] >= 2
 
 

@@ -11,7 +11,7 @@ import circadia
 from circadia.live import Busy, Learner, Store, StoreError
 from circadia.live.text import LONGEST, Words, segments
 from tests.live.conftest import raw
-from tests.live.learners import LOUD, A, B, X, differing, make, model
+from tests.live.learners import LOUD, NATIVE, A, B, X, differing, make, model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -192,7 +192,7 @@ def test_what_a_kill_leaves_in_the_journal_is_learned(folder, base):
         assert differing(me, _after(store, base, "bea", A, B)) == []
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "hope"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "hope", *NATIVE])
 def test_forgotten_is_as_if_it_had_never_happened(folder, store, family):
     base = model(family)
     me = make(store, base, "ana")

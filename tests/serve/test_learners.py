@@ -153,3 +153,24 @@ def test_a_life_leaves_and_comes_back(own, tmp_path):
         wrong = third.http.post("/v1/learners/import?name=ana", content=file.content)
         assert wrong.status_code == 400 and wrong.json()["error"]["code"] == "wrong_base"
         assert third.http.get("/v1/learners").json()["data"] == []
+
+
+def test_a_base_with_memories_of_its_own(tmp_path):
+    """Two learners over one Titans: each answers as the library does with its memory, and as nobody else."""
+    base = model("native titans")
+    with serving(tmp_path / "store", base.base) as server:
+        for name, text in (("ana", TEXT[:128]), ("bea", CANARY[:128])):
+            server.make(name)
+            assert server.post(f"/v1/learners/{name}/observe", text=text)["levels"][0]["updates"] == 16
+        found = {}
+        for who in ("", "ana", "bea"):
+            (mark,) = server.chat(who, max_tokens=1, logprobs=True)["choices"][0]["logprobs"]["content"]
+            found[who] = mark["logprob"]
+        assert len(set(found.values())) == 3
+        for name in ("ana", "bea"):
+            with Learner.open(server.service.reads, name, base) as me:
+                likely = me.logits(list(b"User: Hello?\nAssistant:"))[0, -1].log_softmax(-1).max()
+                assert found[name] == pytest.approx(float(likely), abs=1e-5)
+        assert server.http.get("/v1/learners/ana").json()["levels"][0]["norm"] > 0
+        refused = server.http.post("/v1/learners", json={"name": "cat", "context": 8})
+        assert refused.status_code == 400 and "context=8" in refused.text

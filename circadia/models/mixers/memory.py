@@ -10,6 +10,7 @@ from transformers import initialization as init
 
 from circadia.memory import Rule, expand
 from circadia.memory.closed import unit
+from circadia.memory.rates import tell
 from circadia.models.cache import State
 from circadia.models.context import Context
 from circadia.models.fields import changed_rule
@@ -131,7 +132,10 @@ class MemoryMixer(nn.Module):
         if self.self_modifying:
             return dict(zip(self.gate_names, logits))
         top = {"eta": self.writing.top_rate}
-        return {name: top.get(name, 1.0) * torch.sigmoid(z) for name, z in zip(self.gate_names, logits)}
+        gates = {name: top.get(name, 1.0) * torch.sigmoid(z) for name, z in zip(self.gate_names, logits)}
+        if "eta" in gates:
+            tell("eta", gates["eta"])
+        return gates
 
     def levels_entry(self) -> list[dict]:
         start = {n.replace("/", "."): w[None] for n, w in self.start.items()}

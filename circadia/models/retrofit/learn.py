@@ -89,8 +89,8 @@ def _windows(model: "RetrofitModel", ids: Tensor, state: State, whole: bool) -> 
         yield Window(window[None].to(model.device), start + at - before.numel(), size, scored)
 
 
-def tokens_of(model: "RetrofitModel", tokens: Any) -> Tensor:
-    """A row of token ids on the CPU."""
+def tokens_of(model: Any, tokens: Any) -> Tensor:
+    """A row of token ids that this model knows, on the CPU."""
     ids = torch.as_tensor(tokens).detach().cpu()
     ids = ids[0] if ids.ndim == 2 and ids.shape[0] == 1 else ids
     if ids.numel() == 0:

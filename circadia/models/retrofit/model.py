@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circadia.models.retrofit import adapt, learn, view
+from circadia.models.retrofit import adapt, learn, look, view
 from circadia.models.retrofit import state as states
 from circadia.models.retrofit.find import Anatomy
 from circadia.models.retrofit.report import Report
@@ -244,6 +244,22 @@ class RetrofitModel(nn.Module):
         from circadia.models.retrofit import export
 
         return export.merge(self, state)
+
+    def placed(self, stored: State) -> State:
+        """A state out of a file, on the devices of the matrices that it belongs to."""
+        return look.placed(self, stored)
+
+    def norms(self, state: State) -> list[float]:
+        """Of what each level holds in full."""
+        return look.norms(self, state)
+
+    def share(self, state: State) -> float:
+        """The largest norm of what is learned in a matrix, as a share of the base's."""
+        return look.share(self, state)
+
+    def reads(self, tokens: Any, state: State | None) -> Iterator[Tensor]:
+        """Logits of a text, in windows as they are read: a chunk's tokens and the context before it."""
+        return look.reads(self, tokens, state)
 
     def check(self, state: State) -> None:
         """Does this state belong to this arrangement of levels?"""

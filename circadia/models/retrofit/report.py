@@ -13,6 +13,7 @@ class ChunkReport:
     surprise: float  # mean loss in nats a token, before anything was learned from it
     refused: str = ""  # why nothing was learned from it
     weight: float = 1.0  # how far it was learned
+    rates: dict[str, float] = field(default_factory=dict)  # that the model chose itself for its tokens, means
 
 
 @dataclass
