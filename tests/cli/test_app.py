@@ -21,8 +21,8 @@ def test_version():
 def test_help_tells_a_story():
     result = run("--help")
     assert result.exit_code == 0
-    story = ("Look:", " doctor ", " levels ", "Build:", " train ", " retrofit ", "Live:", " chat ", " learner ", "Judge:",
-             " eval ")  # fmt: skip
+    story = ["Look:", " doctor ", " levels ", "Build:", " train ", " retrofit ", "Live:", " chat ", " learner "]
+    story += ["Judge:", " eval "]
     order = [result.stdout.index(word) for word in story]
     assert order == sorted(order)
 
