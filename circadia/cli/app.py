@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from circadia import __version__
 from circadia.cli.chat import chat
+from circadia.cli.demo import demo
 from circadia.cli.doctor import doctor
 from circadia.cli.evals import evals
 from circadia.cli.learner import learner
@@ -66,6 +67,7 @@ def main(
 # The story that `circadia --help` tells. Panels stand in the order of their first command.
 LOOK = "Look: what there is, and any model as nested memories"
 app.command(rich_help_panel=LOOK)(doctor)
+app.command(rich_help_panel=LOOK)(demo)
 app.command(rich_help_panel=LOOK)(models)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)
