@@ -51,11 +51,11 @@ def draw(found: dict[str, Any]) -> str:
         "better. Fine-tuned: all weights, one AdamW step on each chunk, at two rates.</p>",
         _arms(found["after today"]),
         f"<h2>A correction</h2><p>“{escape(correction['prompt'])} <b>{escape(correction['new'])}</b>, not "
-        f"{escape(correction['old'])}.” Said {len(corrected) - 1} times; what each answer costs it, in nats:</p>",
+        f"{escape(correction['old'])}.” What each answer costs it, in nats, each time that it was said:</p>",
         _table(("", correction["old"], correction["new"]), corrected),
         f"<h2>Forget one thing</h2><p>“{escape(forgot['sentence'])}” Read {forgot['experiences']} times, then "
-        f"forgotten on request: {len(forgot['versions'])} versions erased, {forgot['learned again']} experiences learned again "
-        "without it.</p>",
+        f"forgotten on request: {len(forgot['versions'])} versions erased, {forgot['learned again']} experiences "
+        "learned again without it.</p>",
         _table(("proof", "before", "now"), proof),
         f"<h2>Go back</h2><p>Every version is kept. Rolled back from version {rolled['from']} to {rolled['to']} it "
         f"knows {back['last week']['right']} of {back['last week']['of']} of last week and {back['today']['right']} of "
