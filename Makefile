@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help test demo lint install clean
+.PHONY: help test demo docs lint install clean
 
 help:
 	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
@@ -36,5 +36,11 @@ demo: $(STAMP)
 	@echo "a small model reads, answers, is corrected, forgets and goes back: about 2 minutes on 2 cores"
 	@$(BIN)/circadia demo --out runs/demo
 
+docs: $(STAMP)
+	@$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
