@@ -76,7 +76,8 @@ def sleep() -> str:
         box(290, 56, 220, 54, SLOW), text(306, 80, "the older self dreams"), text(306, 99, "what must stay", QUIET, 13),
         box(290, 123, 220, 54, SLOW), text(306, 147, "replay"), text(306, 166, "both, in turns", QUIET, 13),
         box(290, 190, 220, 54, SLOW), text(306, 214, "surprising windows"), text(306, 233, "what is new", QUIET, 13),
-        box(556, 123, 220, 54, FAST), text(572, 147, "a new version"), text(572, 166, "if the guard lets it", QUIET, 13),
+        box(556, 123, 220, 54, FAST), text(572, 147, "a new version"),
+        text(572, 166, "if the guard lets it", QUIET, 13),
         arrow(134, 112, 134, 186), arrow(246, 217, 286, 217), arrow(400, 188, 400, 180), arrow(400, 112, 400, 120),
         arrow(512, 150, 552, 150),
     ]  # fmt: skip
