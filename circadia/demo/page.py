@@ -1,5 +1,6 @@
 """The page: one file, pictures and all, without a script; it opens offline."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -76,7 +77,7 @@ def _mark(good: bool) -> str:
     return '<b class="good">yes</b>' if good else '<b class="bad">no</b>'
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells that are marks stay as they are; all else is text."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
