@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help test demo lint install clean
+.PHONY: help test demo docs lint install clean
 
 help:
 	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
-	@echo "make demo   install into $(VENV), then draw what each memory rule remembers (about 1 minute)"
+	@echo "make demo   install into $(VENV), then watch a small model read, answer, be corrected and forget (about 2 minutes)"
+	@echo "make docs   install into $(VENV), then build the documentation as a site in site/"
 	@echo "make clean  remove $(VENV) and what the runs left"
 
 install: $(STAMP)
@@ -32,7 +33,14 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: $(STAMP)
-	$(BIN)/python -m benchmarks.recall --out runs/demo
+	@echo "a small model reads, answers, is corrected, forgets and goes back: about 2 minutes on 2 cores"
+	@$(BIN)/circadia demo --out runs/demo
+
+docs: $(STAMP)
+	@$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,7 @@ _PUBLIC = {
     "live": "circadia.live",
     "levels": "circadia.levels",  # a package that is also a function: circadia.levels(model)
     "optim": "circadia.optim",
+    "bundled": "circadia.models.bundled:bundled",  # a function
     "retrofit": "circadia.models.retrofit:retrofit",  # a function
     "train": "circadia.train",
     "evals": "circadia.evals",
@@ -22,6 +23,7 @@ _PUBLIC = {
 __all__ = [
     "Learner",
     "__version__",
+    "bundled",
     "evals",
     "levels",
     "live",

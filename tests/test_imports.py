@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# memory <- levels <- optim <- models <- {train, sleep} <- live <- {evals, serve} <- cli
+# memory <- levels <- optim <- models <- {train, sleep} <- live <- {evals, serve, demo} <- cli
 RANKS = [
     {"memory"},
     {"levels"},
@@ -16,7 +16,7 @@ RANKS = [
     {"models"},  # after optim: the levels of a retrofit are written by its rules
     {"train", "sleep"},
     {"live"},
-    {"evals", "serve"},
+    {"evals", "serve", "demo"},
     {"cli"},
 ]
 RANK = {package: rank for rank, packages in enumerate(RANKS) for package in packages}

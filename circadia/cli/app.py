@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from circadia import __version__
+from circadia.cli.chat import chat
+from circadia.cli.demo import demo
 from circadia.cli.doctor import doctor
 from circadia.cli.evals import evals
 from circadia.cli.learner import learner
@@ -43,7 +45,7 @@ app = typer.Typer(
     # Any other exception is our bug; its plain traceback is what a report needs.
     pretty_exceptions_enable=False,
     help="Models that keep learning: nested memories, written at different frequencies, awake and asleep.",
-    epilog="Start with `circadia doctor`, then `circadia levels gpt2` to see a model as nested memories.",
+    epilog="Start with `circadia chat`: it works at once, offline, on a small model that comes with the package.",
 )
 
 
@@ -62,21 +64,25 @@ def main(
     """See `help` above; the callback only carries the options that stand before a command."""
 
 
-LOOK = "Look"
+# The story that `circadia --help` tells. Panels stand in the order of their first command.
+LOOK = "Look: what there is, and any model as nested memories"
 app.command(rich_help_panel=LOOK)(doctor)
+app.command(rich_help_panel=LOOK)(demo)
 app.command(rich_help_panel=LOOK)(models)
 app.command(rich_help_panel=LOOK)(levels)
 app.command(rich_help_panel=LOOK)(rules)
 app.command(rich_help_panel=LOOK)(optimizers)
 
-TRAIN = "Train"
-app.command(rich_help_panel=TRAIN)(train)
-app.command(rich_help_panel=TRAIN)(retrofit)
-app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)
+BUILD = "Build: a model that can learn while it is used"
+app.command(rich_help_panel=BUILD)(train)
+app.command(rich_help_panel=BUILD)(retrofit)
+app.add_typer(tokenizer, name="tokenizer", rich_help_panel=BUILD)
 
-EVALUATE = "Evaluate"
-app.add_typer(evals, name="eval", rich_help_panel=EVALUATE)
-LIVE = "Live"
+LIVE = "Live: one model, one life"
+app.command(rich_help_panel=LIVE)(chat)
 app.add_typer(learner, name="learner", rich_help_panel=LIVE)
 app.command(rich_help_panel=LIVE)(serve)
 app.add_typer(key, name="key", rich_help_panel=LIVE)
+
+JUDGE = "Judge: does it remember, and what did that cost"
+app.add_typer(evals, name="eval", rich_help_panel=JUDGE)

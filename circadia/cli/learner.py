@@ -58,7 +58,9 @@ def _store(store: Path) -> Iterator[Any]:
 @learner.command()
 def new(
     name: NAME,
-    base: Annotated[str, typer.Option(metavar="SRC", help="A model's folder or Hub id, or a retrofit's folder.")],
+    base: Annotated[
+        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or the bundled one.")
+    ] = "bundled",
     store: STORE = HERE,
     periods: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Tokens between updates, fastest first.")

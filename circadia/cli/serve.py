@@ -19,7 +19,9 @@ def _needed() -> None:
 
 
 def serve(
-    base: Annotated[str, typer.Option(metavar="SRC", help="A model's folder or Hub id, or a retrofit's folder.")],
+    base: Annotated[
+        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or the bundled one.")
+    ] = "bundled",
     store: STORE = HERE,
     host: Annotated[str, typer.Option(help="Other addresses than this machine's own need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,

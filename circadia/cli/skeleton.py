@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 def build(source: str) -> "nn.Module":
     """The model of a folder, of a PEFT adapter folder, or of a Hugging Face id."""
+    from circadia.models.bundled import located
+
+    source = located(source)
     folder = Path(source).expanduser()
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder)

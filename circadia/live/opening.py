@@ -9,6 +9,7 @@ from circadia.live.errors import StoreError
 from circadia.live.gate import of as gate_of
 from circadia.live.reader import Reader
 from circadia.live.text import Words, of_base
+from circadia.models.bundled import NAME
 from circadia.models.native import NativeModel, able, native
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
 from circadia.models.retrofit.build import arranged, loaded
@@ -139,4 +140,4 @@ def fingerprint(model: RetrofitModel | NativeModel) -> str:
 
 
 def _folder(base: Any) -> bool:
-    return isinstance(base, (str, Path)) and Path(base).expanduser().is_dir()
+    return isinstance(base, (str, Path)) and base != NAME and Path(base).expanduser().is_dir()

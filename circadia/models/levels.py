@@ -38,11 +38,12 @@ class Level(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.up = nn.Linear(config.hidden_size, width * (2 if self.kind == "swiglu" else 1), bias=False)
         self.out = nn.Linear(width, config.hidden_size, bias=False)
-        # Logs of factors to the rates of "up" and "out", and logits of the decay and the transfer of a nested level.
+        # Logs of factors to the rates of "up" and "out", and logits of the decay and the transfer of a nested level:
+        # one number each, in a vector, because FSDP2 takes no scalars.
         learned = self.learns and config.cms_rates != "fixed"
         self.log_rate = nn.Parameter(torch.empty(2)) if learned else None
-        self.decay = nn.Parameter(torch.empty(())) if learned else None
-        self.transfer = nn.Parameter(torch.empty(())) if learned and self.parent else None
+        self.decay = nn.Parameter(torch.empty(1)) if learned else None
+        self.transfer = nn.Parameter(torch.empty(1)) if learned and self.parent else None
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -62,9 +63,9 @@ class Level(nn.Module):
             return {"up": self.rate, "out": self.rate, "decay": self.fade, "transfer": 0.5}
         wide = torch.promote_types(self.log_rate.dtype, torch.float32)
         up, out = self.rate * self.log_rate.to(wide).exp()
-        rates: dict[str, Tensor | float] = {"up": up, "out": out, "decay": torch.sigmoid(self.decay.to(wide))}
+        rates: dict[str, Tensor | float] = {"up": up, "out": out, "decay": torch.sigmoid(self.decay.to(wide)[0])}
         if self.transfer is not None:
-            rates["transfer"] = torch.sigmoid(self.transfer.to(wide))
+            rates["transfer"] = torch.sigmoid(self.transfer.to(wide)[0])
         return rates
 
     def how(self, keep: bool) -> cms.How:

@@ -17,6 +17,7 @@ from circadia.live.opening import again, arranging, fingerprint
 from circadia.live.reader import Reader
 from circadia.live.store import Life, Store
 from circadia.live.text import Words, of_base
+from circadia.models.bundled import NAME
 from circadia.models.native import NativeModel, native
 from circadia.models.native.worn import Worn
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
@@ -35,7 +36,7 @@ class Base:
         self.own: Model | None = None  # a saved retrofit has its own settings, which all learners share
         if isinstance(given, (str, Path)):
             folder = Path(given).expanduser()
-            self.source = str(folder.resolve()) if folder.is_dir() else str(given)
+            self.source = str(folder.resolve()) if given != NAME and folder.is_dir() else str(given)
             given = retrofit(folder) if (folder / "retrofit.json").is_file() else loaded(str(given))
         if isinstance(given, (RetrofitModel, NativeModel)):
             self.own, self.source = given, self.source or given.source

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from circadia.models import HopeConfig, HopeForCausalLM, preset
+from circadia.models.bundled import located
 from circadia.models.measure import activation_bytes
 from circadia.optim import CMS, OPTIMIZERS, Combined, build
 from circadia.train import corpus as corpora
@@ -45,14 +46,15 @@ def _plain(part: ModelPart, tokenizer: Tokenizer, seed: int) -> nn.Module:
     assert part.path is not None
     if part.path.startswith((".", "/", "~")) and not Path(part.path).expanduser().is_dir():
         raise ValueError(f"model.path: {part.path}: no such folder")
+    where = located(part.path)
     try:
-        config = AutoConfig.from_pretrained(part.path)
+        config = AutoConfig.from_pretrained(where)
     except Exception as error:  # unknown, offline, broken files: each has its own class
         said = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model.path={part.path!r} cannot be read: give a model's folder or Hub id ({said})"
         ) from error
-    found = AutoModelForCausalLM.from_pretrained(part.path, config=_changed(config, part.config), dtype=torch.float32)
+    found = AutoModelForCausalLM.from_pretrained(where, config=_changed(config, part.config), dtype=torch.float32)
     if found.config.vocab_size < tokenizer.size:
         raise ValueError(
             f"data.tokenizer={tokenizer.name!r} has {tokenizer.size} tokens, the model of {part.path} knows "

@@ -18,10 +18,12 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"circadia {circadia.__version__}\n")
 
 
-def test_help_lists_the_commands_in_panels():
+def test_help_tells_a_story():
     result = run("--help")
     assert result.exit_code == 0
-    order = [result.stdout.index(word) for word in ("Look", "doctor", "levels", "rules", "optimizers")]
+    story = ["Look:", " doctor ", " levels ", "Build:", " train ", " retrofit ", "Live:", " chat ", " learner "]
+    story += ["Judge:", " eval "]
+    order = [result.stdout.index(word) for word in story]
     assert order == sorted(order)
 
 

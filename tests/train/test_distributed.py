@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from circadia.train import checkpoint, train
 from circadia.train import loop as loop_file
 from circadia.train.log import read
+from tests.train.conftest import MODEL
 
 
 def port():
@@ -74,6 +75,16 @@ def test_two_processes_compute_what_one_does(config, one, override):
     made = config(*f"train.parallel={override}".split())
     assert spread(2, made) == [0, 0]
     alike(made, one)
+
+
+def test_levels_that_learn_in_context_are_sharded(config):
+    """Hope's own regime: rates and decays of its levels are parameters, too."""
+    model = {"preset": "gated-deltanet/tiny", "config": {**MODEL, "periods": [8, 16], "chunk": 8}}
+    alone, both = (config("train.parallel=fsdp", model=model, out=f"{config().out}-{n}") for n in (1, 2))
+    train(alone)
+    assert spread(2, both) == [0, 0]
+    alike(both, alone)
+    assert any(name.endswith("levels.1.decay") for name in weights(both))
 
 
 @pytest.mark.parametrize("name", ["muon", "m3", "dmgd"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from circadia.models.bundled import located
 from circadia.models.retrofit.assign import assign as assigned
 from circadia.models.retrofit.find import anatomy
 from circadia.models.retrofit.model import RetrofitModel
@@ -137,7 +138,7 @@ def loaded(source: str, dtype: Any = None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = Path(source).expanduser()
+    folder = Path(located(source)).expanduser()
     if source.startswith((".", "/", "~")) and not folder.is_dir():
         raise ValueError(f"{source}: no such folder; give a model's folder or Hub id")
     where = str(folder) if folder.is_dir() else source

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from circadia.files import write_whole
 from circadia.models import memory_file
+from circadia.models.bundled import located
 from circadia.models.retrofit import build
 from circadia.models.retrofit.settings import Settings
 from circadia.models.retrofit.state import State
@@ -102,7 +103,7 @@ def skeleton(folder: Path) -> "RetrofitModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     header = build.settings_of(folder)
-    config = AutoConfig.from_pretrained(str(folder / "base") if header["copied"] else header["base"])
+    config = AutoConfig.from_pretrained(str(folder / "base") if header["copied"] else located(header["base"]))
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, header["dtype"]))
     return _arranged(base, header, None)
