@@ -132,7 +132,7 @@ class Living:
 
     def compare(self, store: Store, me: Learner) -> list[str]:
         """Live through what leads to the current version, elsewhere, and compare the bits."""
-        version, line = me.version, Line.of(me)
+        version, line = me.version, Line.of(me.store, me.name)
         way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
         payloads = {e.number: e for e in store.experiences(self.learner, payload=True)}
         twin = Learner.create(store, self.base, f"twin-{secrets.token_hex(4)}", gate=GATE)

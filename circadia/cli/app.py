@@ -20,6 +20,7 @@ from circadia.cli.optimizers import optimizers
 from circadia.cli.retrofit import retrofit
 from circadia.cli.rules import rules
 from circadia.cli.serve import key, serve
+from circadia.cli.sleep import kept
 from circadia.cli.tokenizer import tokenizer
 from circadia.cli.train import train
 
@@ -77,6 +78,7 @@ app.add_typer(tokenizer, name="tokenizer", rich_help_panel=TRAIN)
 EVALUATE = "Evaluate"
 app.add_typer(evals, name="eval", rich_help_panel=EVALUATE)
 LIVE = "Live"
+learner.add_typer(kept, name="quarantine")
 app.add_typer(learner, name="learner", rich_help_panel=LIVE)
 app.command(rich_help_panel=LIVE)(serve)
 app.add_typer(key, name="key", rich_help_panel=LIVE)

@@ -23,6 +23,7 @@ from circadia.live.journal import OWN
 
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
+    from circadia.live.store import Store
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Line:
     kept: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, me: "Learner") -> "Line":
+    def of(cls, store: "Store", name: str) -> "Line":
         """Out of the log."""
-        line = cls(kept={v.number for v in me.store.versions(me.name)})
-        for event in me.store.events(me.name, "commit"):
+        line = cls(kept={v.number for v in store.versions(name)})
+        for event in store.events(name, "commit"):
             if event.payload:
                 version = event.payload["version"]
                 line.parents[version["number"]] = version["parent"]
@@ -92,7 +93,7 @@ def forget(me: "Learner", source: str | None, since: Any, until: Any, all: bool)
         commits.commit(me, "before forgetting")  # what is open has its place in the line then
         tied = [] if all else _tied(me, named)
         lost = sorted({*named, *tied})
-        line = Line.of(me)
+        line = Line.of(me.store, me.name)
         touched = set(line.parents) if all else line.touched(lost)
         points = me.store.learner(me.name).branches
         plan, move, left = {}, {}, []

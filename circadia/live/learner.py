@@ -27,7 +27,6 @@ from circadia.live import (
     observing,
     opening,
     policy,
-    quarantine,
     sleeping,
     status,
 )
@@ -295,7 +294,7 @@ class Learner:
 
     def nights(self) -> list[sleeping.Night]:
         """All nights that the journal tells of, with their reports, newest first."""
-        return sleeping.nights(self)
+        return sleeping.nights(self.store, self.name, self.branch_name)
 
     def quarantine(self) -> list[Quarantined]:
         """What nights held back, and what became of it."""

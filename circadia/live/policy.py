@@ -124,8 +124,7 @@ def due(me: "Learner", since: Since | None = None, coming: int | None = None, as
         sender = when.sender(me.model)
         if read > 0 and sender in ending:
             reasons.append(f"level {sender} is about to overwrite what it learned in {levels[sender].period:,} tokens")
-        times = {"now": now, "slept": since.slept, "active": since.active}
-        reasons += when.schedule.why(**times, tokens=read, surprise=nats)
+        reasons += when.schedule.why(now=now, slept=since.slept, active=since.active, tokens=read, surprise=nats)
     return Due(tuple(reasons), pairs, read, nats)
 
 

@@ -29,6 +29,7 @@ from circadia.sleep import sleep as night_of
 
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
+    from circadia.live.store import Store
 
 OWN = ("slept/", "awake/")
 MEMORY = ("delta", "a", "b", "mask")
@@ -245,19 +246,20 @@ def _unfinished(me: "Learner") -> tuple[int, dict[str, Any], Any]:
     return number, told, kept[2] if kept is not None and kept[:2] == (number, me._at) else None
 
 
-def nights(me: "Learner") -> list[Night]:
+def nights(store: "Store", name: str, branch: str) -> list[Night]:
     """`Learner.nights`."""
     from circadia.live.forgetting import Line
 
-    found, line = [], Line.of(me)
+    found, line = [], Line.of(store, name)
     home = {e: v for v, brought in line.brought.items() for e in brought}
-    current = set(line.way(me.store.current(me.name, me.branch_name).number)) if me.version else set()
-    why = {e.payload["entry"]: e.payload["action"] for e in me.store.events(me.name, "slept") if e.payload}
-    for one in me.store.experiences(me.name, payload=True):
+    now = store.current(name, branch)
+    current = set(line.way(now.number if now else None))
+    ended = {e.payload["entry"]: e.payload["action"] for e in store.events(name, "slept") if e.payload}
+    for one in store.experiences(name, payload=True):
         if one.kind == "report" and one.payload is not None:
             told = commits.header(one.payload)
             version = home.get(one.number)
-            action = "accept" if version in current else why.get(told["night"], "accept")
+            action = "accept" if version in current else ended.get(told["night"], "accept")
             parent = line.parents.get(version) if version is not None else None
             found.append(Night(action, version, parent, told["night"], (), 0.0, one.time, told["report"]))
     return sorted(found, key=lambda night: -(night.number or 0))

@@ -1,4 +1,4 @@
-"""Nights of a learner: one new version or nothing, lived again bit by bit, in quarantine, by policy, and awake again."""
+"""Nights of a learner: one new version or nothing, lived again bit by bit, quarantine, policy, and awake again."""
 
 import json
 
@@ -56,6 +56,8 @@ def test_a_night_is_one_version_with_a_report(store, either):
     again = me.nights()[0]
     assert (again.report, again.version, again.number) == (night.report, 3, night.number)
     assert json.loads(json.dumps(again.report)) == again.report
+    status = me.status()
+    assert (status["nights"], status["night"]["version"], status["due"], status["quarantine"]) == (1, 3, [], [])
     page = again.html()
     assert "Version 2 went to sleep, version 3 woke up." in page and "fox" in page and "http" not in page
     assert {e.payload["settings"]["name"] for e in me.events("night")} == {"short"}
