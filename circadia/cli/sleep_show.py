@@ -28,9 +28,9 @@ def night(done: Any, json: bool) -> None:
         for one in done.report["quarantined"]:
             print(f"  held back: {one['number']} ({one['source']}): {one['reason']}; {one['detail']}")
         cost = done.report["cost"]
-        end = ": the budget ended it" if done.report["stopped_by_budget"] else ""
+        cut = ": the budget ended it" if done.report["stopped_by_budget"] else ""
         tokens = f"learned {cost['learned']:,} tokens, read {cost['read']:,}, made {cost['made']:,}"
-        print(f"  {tokens}, in {done.seconds:.1f} s{end}")
+        print(f"  {tokens}, in {done.seconds:.1f} s{cut}")
         if done.report["refused"]:
             print(f"  nothing was changed: {done.report['refused']}")
         end = {"accept": f"version {done.version}", "hold": f"version {done.version} is held"}
