@@ -99,11 +99,10 @@ def waiting(me: "Learner") -> list["Experience"]:
 def catch_up(me: "Learner") -> None:
     """Learn what a kill left in the journal; where there is none, say that it is missing. The writer is held."""
     assert me._writer is not None
+    unborn = [one.number for one in me._writer.pending() if one.kind in ("sleep", "report")]
+    if unborn:  # a night that was killed between its work and its version
+        me._writer.discard("a night that ended in no version", unborn)
     left = waiting(me)
-    nights = [one.number for one in left if one.kind == "sleep"]
-    if nights:  # stopped between its work and its version
-        me._writer.discard("a night that ended in no version", nights)
-        left = [one for one in left if one.kind != "sleep"]
     if not left:
         return
     if any(one.payload is None for one in left):

@@ -259,6 +259,8 @@ def nights(store: "Store", name: str, branch: str) -> list[Night]:
         if one.kind == "report" and one.payload is not None:
             told = commits.header(one.payload)
             version = home.get(one.number)
+            if version is None and told["night"] not in ended:  # killed before it was judged
+                continue
             action = "accept" if version in current else ended.get(told["night"], "accept")
             parent = line.parents.get(version) if version is not None else None
             found.append(Night(action, version, parent, told["night"], (), 0.0, one.time, told["report"]))

@@ -1,6 +1,8 @@
 """Nights of a learner: one new version or nothing, lived again bit by bit, quarantine, policy, and awake again."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -407,3 +409,62 @@ def test_without_a_journal_nobody_sleeps(store, base):
     me.observe(A)
     with pytest.raises(StoreError, match="the journal is off"):
         me.sleep(SHORT)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workload", ["Sleeping", "SleepingQwen"])
+def test_kills_in_mid_sleep_lose_nothing(tmp_path, workload):
+    """A short run of ``python -m benchmarks.learner_kills --asleep``."""
+    from benchmarks import kills, learner_kills
+
+    found = kills.kills(tmp_path, getattr(learner_kills, workload)(), count=3, seed=5, longest=1.0)
+    assert found["faults"] == [] and found["checks"] >= 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_every_stage_of_a_night(tmp_path, base):
+    """The waking version stays, and the night that is taken up again has the bits of one that nobody stopped."""
+    with Store.open(tmp_path / "s") as store:
+        make(store, base, "ana").observe(LONG + B)
+        twin = make(store, base, "twin")
+        twin.observe(LONG + B)
+        twin.sleep(SHORT)
+        want, before = dict(twin.state), None
+        twin.delete()
+    hit = set()
+    for stage in (0, 5, "sleep", "report", "commit"):
+        reads, writes = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _until(tmp_path / "s", base, stage, writes)
+        os.close(writes)
+        with open(reads, "rb") as pipe:
+            hit.add(pipe.read().decode())
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        with Store.open(tmp_path / "s") as store, Learner.open(store, "ana", base) as me:
+            assert any("a night was stopped" in text for text in me.found)
+            before = before or dict(me.state)
+            assert differing(me, before) == [] and me.version.number == 1
+            me.commit()  # whoever changes it next finds nothing to learn
+            assert differing(me, before) == [] and me.nights() == []
+            assert store.verify().faults == ()
+    assert hit == {"replay", "sleep", "report", "commit"}
+    with Store.open(tmp_path / "s") as store, Learner.open(store, "ana", base) as me:
+        assert me.sleep(resume=True).action == "accept" and differing(me, want) == []
+        me.forget(source="user")
+        assert LONG[:20].encode() not in raw(store.folder) and me.nights() == []
+
+
+def _until(folder, base, stage, pipe):
+    """In the child: up to a step of the night, or the entry, the report or the version at its end; then SIGKILL."""
+
+    def die(where):
+        os.write(pipe, where.encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Store.open(folder) as store, Learner.open(store, "ana", base) as me, me.writing() as writer:
+        remember, commit = writer.remember, writer.commit
+        writer.remember = lambda *a, **k: (remember(*a, **k), a[-1] == stage and die(stage))[0]
+        writer.commit = lambda *a, **k: (stage == "commit" and die(stage), commit(*a, **k))[1]
+        me.sleep(SHORT, progress=lambda what, at, of: at == stage and die(what))
+    os._exit(1)
