@@ -51,6 +51,20 @@ def run(command: str, folder: Path) -> str:
     return (done.stdout + done.stderr).rstrip()
 
 
+def fill(page: Path, folder: Path) -> None:
+    """Run every console block of a page, in order, and put its output into its place."""
+
+    def again(block: re.Match) -> str:
+        shown = []
+        for line in block[1].splitlines():
+            if line.startswith("$ "):
+                print(line, flush=True)
+                shown += [line, run(line[2:], folder)]
+        return "```console\n" + "\n".join(filter(None, shown)) + "\n```"
+
+    page.write_text(re.sub(r"```console\n(.*?)```", again, page.read_text(), flags=re.S))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     for name in ("base", "novel", "law"):
@@ -59,17 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, given.base, given.novel, given.law)
-
-        def again(block: re.Match) -> str:
-            shown = []
-            for line in block[1].splitlines():
-                if line.startswith("$ "):
-                    print(line, flush=True)
-                    shown += [line, run(line[2:], folder)]
-            return "```console\n" + "\n".join(filter(None, shown)) + "\n```"
-
-        page = re.sub(r"```console\n(.*?)```", again, PAGE.read_text(), flags=re.S)
-        PAGE.write_text(page)
+        fill(PAGE, folder)
         picture = folder / "life.svg"
         if picture.exists():
             (PAGE.parent / "learner.svg").write_text(picture.read_text())

@@ -40,9 +40,8 @@ def lived(me: "Learner") -> list["Experience"]:
     """The experiences that made the state what it is, in order, without what they were."""
     from circadia.live.forgetting import Line
 
-    me.state  # noqa: B018  # loaded: `_at` says which version it is
     line = Line.of(me.store, me.name)
-    numbers = {e for version in line.way(me._at) for e in line.brought[version]} | set(me.unsaved.experiences)
+    numbers = {e for version in line.way(me.at) for e in line.brought[version]} | set(me.unsaved.experiences)
     return [one for one in me.store.experiences(me.name) if one.number in numbers]
 
 

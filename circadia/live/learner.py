@@ -176,6 +176,14 @@ class Learner:
             return self._state
 
     @property
+    def at(self) -> int | None:
+        """The version that the state is, but for what is open."""
+        with self._lock:
+            if self._state is None:
+                self._load()
+            return self._at
+
+    @property
     def version(self) -> Version | None:
         """The current one; None for the base."""
         return self.store.current(self.name, self.branch_name)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from circadia.live.day import lived, reports
 from circadia.live.reader import position
+from circadia.models.retrofit import RetrofitModel
+from circadia.models.retrofit.settings import LevelSettings
 from circadia.sleep import DEFAULT, Schedule, preset
 from circadia.sleep.schedule import until
 
@@ -45,9 +47,8 @@ class Policy:
             raise ValueError(f"sleep: period={self.period!r}: give the number of a level")
         if all(getattr(self, name) is None for name in NUMBERS):
             raise ValueError(f"sleep: nothing says when: give some of {', '.join(NUMBERS)}")
-        self.schedule  # noqa: B018  # checked
+        self.schedule()  # checks the others
 
-    @property
     def schedule(self) -> Schedule:
         """The reasons apart from the clock of the levels."""
         return Schedule(tokens=self.tokens, idle=self.idle, surprise=self.surprise, hour=self.hour)
@@ -60,13 +61,20 @@ class Policy:
         """Whether a learner can keep it."""
         if not journal:
             raise ValueError("sleep: without a journal there is nothing to sleep on: leave it out, or keep the journal")
-        levels = len(model.settings.levels) if hasattr(model, "settings") else 0
+        levels = len(levels_of(model))
         if self.period is not None and not -1 <= self.period < levels:
             raise ValueError(f"sleep: period={self.period}, but the levels are 0 to {levels - 1}")
 
     def sender(self, model: Any) -> int | None:
         """The level whose period counts."""
-        return None if self.period is None else max(0, len(model.own) - 2) if self.period < 0 else self.period
+        if self.period is None or self.period >= 0:
+            return self.period
+        return max(0, len(levels_of(model)) - 2)
+
+
+def levels_of(model: Any) -> tuple[LevelSettings, ...]:
+    """Of a retrofit; nothing else sleeps."""
+    return model.settings.levels if isinstance(model, RetrofitModel) else ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Since:
         last = next((one for one in reversed(line) if told and one.number == told[-1]["night"]), None)
         first = 0 if last is None else last.number
         versions = {one.version for one in line if one.number > first and one.version}
-        chunk, nats = me.model.settings.chunk, 0.0
+        chunk, nats = me.model.settings.chunk if levels_of(me.model) else 1, 0.0
         for event in me.store.events(me.name, "learned"):
             if event.version in versions and event.payload and event.payload["surprise"] is not None:
                 nats += event.payload["surprise"] * event.payload["chunks"] * chunk
@@ -114,9 +122,10 @@ def due(me: "Learner", since: Since | None = None, coming: int | None = None, as
     place, when = position(state), me.policy
     since = since or Since.of(me)
     read, nats = place - since.start, since.nats + me.unsaved.tally.nats
-    levels = me.model.settings.levels
-    chunk = me.model.settings.chunk
-    coming = chunk - place % chunk if coming is None else coming
+    levels = levels_of(me.model)
+    if coming is None:
+        chunk = me.model.settings.chunk if levels else 1
+        coming = chunk - place % chunk
     ending = [i for i in range(len(levels)) if 0 < until(me.model, place, i) <= coming]
     pairs = tuple((i, i + 1) for i in ending if i + 1 < len(levels))
     reasons = ["on demand"] if asked else []
@@ -124,7 +133,7 @@ def due(me: "Learner", since: Since | None = None, coming: int | None = None, as
         sender = when.sender(me.model)
         if read > 0 and sender in ending:
             reasons.append(f"level {sender} is about to overwrite what it learned in {levels[sender].period:,} tokens")
-        reasons += when.schedule.why(now=now, slept=since.slept, active=since.active, tokens=read, surprise=nats)
+        reasons += when.schedule().why(now=now, slept=since.slept, active=since.active, tokens=read, surprise=nats)
     return Due(tuple(reasons), pairs, read, nats)
 
 

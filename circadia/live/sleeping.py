@@ -84,7 +84,7 @@ def sleep(
         raise ValueError(f"base: a night is for retrofits, this is a {type(me.model).__name__}")
     with me.writing() as writer, _stoppable() as hit, _shown(progress) as tell:
         commits.commit(me, "before sleeping")
-        parent, kept = me._at, None
+        parent, kept = me.at, None
         if resume:
             number, told, kept = _unfinished(me)
         else:
@@ -98,7 +98,7 @@ def sleep(
         except Interrupted as error:
             # A budget counts what was done twice, so that only a night without one goes on where it was.
             free = seconds is None and told["compute"] is None
-            me.stopped_night = (number, me._at, error.progress) if free else None
+            me.stopped_night = (number, me.at, error.progress) if free else None
             return Night("stopped", parent=parent, seconds=time.perf_counter() - begin, time=time.time())
         except ValueError:
             writer.record("woke", {"night": number})
@@ -118,6 +118,7 @@ def sleep(
         report = lived.report.to_dict()
         numbers = ("bound", "older", "cost", "sizes", "windows", "entries", "preset", "seed")
         heard = {"night": number, "entry": noted, "action": outcome.action, "parent": parent}
+        heard["reasons"] = [text[: commits.KEPT] for text in outcome.reasons]
         heard |= {n: report[n] for n in numbers} | {"quarantined": len(report["quarantined"])}
         version = outcome.version.number if outcome.version else None
         writer.record("slept", heard, version=version)
@@ -243,7 +244,7 @@ def _unfinished(me: "Learner") -> tuple[int, dict[str, Any], Any]:
     told.pop("after")
     told["probes"] = [asdict(probe) for probe in me.guard.probes]
     kept = me.stopped_night
-    return number, told, kept[2] if kept is not None and kept[:2] == (number, me._at) else None
+    return number, told, kept[2] if kept is not None and kept[:2] == (number, me.at) else None
 
 
 def nights(store: "Store", name: str, branch: str) -> list[Night]:
@@ -254,16 +255,18 @@ def nights(store: "Store", name: str, branch: str) -> list[Night]:
     home = {e: v for v, brought in line.brought.items() for e in brought}
     now = store.current(name, branch)
     current = set(line.way(now.number if now else None))
-    ended = {e.payload["entry"]: e.payload["action"] for e in store.events(name, "slept") if e.payload}
+    ended = {e.payload["entry"]: e.payload for e in store.events(name, "slept") if e.payload}
     for one in store.experiences(name, payload=True):
         if one.kind == "report" and one.payload is not None:
             told = commits.header(one.payload)
             version = home.get(one.number)
             if version is None and told["night"] not in ended:  # killed before it was judged
                 continue
-            action = "accept" if version in current else ended.get(told["night"], "accept")
+            heard = ended.get(told["night"], {})
+            action = "accept" if version in current else heard.get("action", "accept")
             parent = line.parents.get(version) if version is not None else None
-            found.append(Night(action, version, parent, told["night"], (), 0.0, one.time, told["report"]))
+            why = () if action == "accept" else tuple(heard["reasons"])
+            found.append(Night(action, version, parent, told["night"], why, 0.0, one.time, told["report"]))
     return sorted(found, key=lambda night: -(night.number or 0))
 
 

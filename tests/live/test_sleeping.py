@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circadia.live import Learner, Policy, Store, StoreError
-from circadia.sleep import PRESETS, Replay, Settings, preset
+from circadia.sleep import PRESETS, Entry, Replay, Settings, preset, sleep
 from tests.live.conftest import raw
 from tests.live.learners import A, B, X, differing, make, model
 
@@ -65,6 +65,19 @@ def test_a_night_is_one_version_with_a_report(store, either):
     assert {e.payload["settings"]["name"] for e in me.events("night")} == {"short"}
     assert me.events("slept")[0].payload["entry"] == night.number and me.events("slept")[0].version == 3
     assert store.verify().faults == ()
+
+
+def test_nights_are_those_of_circadia_sleep(store, base):
+    """Two days and their nights by hand: state, journal and the self after the night before."""
+    me, state, slept = make(store, base, "ana", gate=False), base.start(), None
+    for number, text in enumerate((LONG, B + A)):
+        me.observe(text)
+        me.sleep(SHORT.but(older="slept"))
+        ids = torch.tensor(list(text.encode()))
+        state = base.learn(ids, state)[1]
+        settings = SHORT.but(older="slept")
+        state = slept = sleep(base, state, [Entry(ids, "user", 1.0)], settings, seed=number, slept=slept)[0]
+        assert differing({n: x for n, x in me.state.items() if not n.startswith(("text/", "slept/"))}, state) == []
 
 
 def test_forgetting_across_nights_is_a_life_without_it(store, either):
@@ -195,7 +208,7 @@ def test_the_guard_lets_nothing_become_current(store, base, action):
     night = me.sleep(SHORT)
     assert night.action == action and differing(me, before) == [] and me.version.number == 1
     assert (night.version is None) == (action == "rollback") and "size" in night.reasons[0]
-    assert me.nights()[0].action == action and "size" in night.markdown()
+    assert me.nights()[0].action == action and "size" in night.markdown() and "size" in me.nights()[0].markdown()
     assert me.sleep(SHORT).action == action  # the day is still to be slept on
     if action == "hold":
         me.accept(night.version)
