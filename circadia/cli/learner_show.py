@@ -53,6 +53,8 @@ def observed(done: Any, source: str, json: bool) -> None:
         print(f"  {done.refused} chunks were not finite and not learned")
     if done.pending or done.waiting:
         print(f"  {done.pending} tokens wait for the end of their chunk, {done.waiting} characters for their line's")
+    for night in done.nights:
+        print(f"  slept on the way: {night.action}, version {night.version or '-'}")
     print("  " + (f"version {done.versions[-1]}" if done.versions else "no new version"))
     for text in done.held:
         print(f"  guard: {text}")

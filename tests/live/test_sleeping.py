@@ -326,6 +326,14 @@ def test_due_says_why(store, base):
     assert found.pairs == ((0, 1),) and found.tokens == 7
     assert [r.partition(" is about")[0] for r in found.reasons] == ["level 0"]
     assert me.due(asked=True).reasons[0] == "on demand"
+    for name, word in (("nats", "surprise=30"), ("idle", "idle=1e-9"), ("hour", "hour=0")):
+        one = make(store, base, name, sleep=word, gate=False)
+        read = one.observe(LONG)
+        now = one.due()
+        assert bool(now) == (name != "hour")  # made after midnight, and not slept through one since
+        assert now.surprise == pytest.approx(read.surprise * 64, rel=1e-6)
+        assert not now or one.sleep(SHORT).action == "accept"
+        assert not one.due() and one.due().tokens == (0 if now else len(LONG))
     plain = make(store, base, "plain")
     plain.observe(LONG * 3)
     assert not plain.due() and plain.due().surprise > 0
