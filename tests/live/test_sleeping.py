@@ -267,6 +267,9 @@ def test_the_next_night_follows_what_was_said(store, base):
         me.observe(A, source="a")
         assert me.sleep(SHORT).report["entries"] == {"held": 1, "admitted": 2, "open": 1}[name]
     assert differing(lives["held"], lives["admitted"]) and differing(lives["held"], lives["open"])
+    # The whole life: what is held stays out, and what stood around it is one entry.
+    whole = {name: me.sleep(SHORT, days=None).report["entries"] for name, me in lives.items()}
+    assert whole == {"held": 1, "admitted": 3, "open": 3}
 
 
 def test_corrections_are_slept_on(store, base):
