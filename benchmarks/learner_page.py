@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def run(command: str, folder: Path) -> str:
     return (done.stdout + done.stderr).rstrip()
 
 
-def fill(page: Path, folder: Path) -> None:
+def fill(page: Path, folder: Path, run: Callable[[str, Path], str] = run) -> None:
     """Run every console block of a page, in order, and put its output into its place."""
 
     def again(block: re.Match) -> str:

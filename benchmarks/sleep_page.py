@@ -6,23 +6,27 @@ Without --base a small model is trained first, for a minute or so.
 """
 
 import argparse
+import contextlib
 import json
 import lzma
+import shlex
 import tempfile
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from benchmarks.learner_page import ROOT, fill
 from benchmarks.sleep_facts import data_of, day_of, facts
+from circadia.cli import app
 
 PAGE = ROOT / "docs" / "sleep.md"
 RUMOUR = "A stranger on a train said that every house in the town was made of cheese, and that nobody lived there.\n"
 PROBES = "- {{name: own text, kind: text, text: {own!r}, rise: 0.6}}\n- {{name: size, kind: norm, max: 0.8}}\n"
 
 
-def small(folder: Path, data: Path, steps: int = 400) -> None:
+def small(folder: Path, data: Path, steps: int = 500) -> None:
     """A Llama over bytes that has read a few novels."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -44,7 +48,9 @@ def small(folder: Path, data: Path, steps: int = 400) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    print(f"base: {sum(p.numel() for p in model.parameters()):,} parameters, {float(loss):.3f} nats a byte")
+    print(
+        f"base of {sum(p.numel() for p in model.parameters()):,} parameters, {loss.item():.3f} nats a byte", flush=True
+    )
     model.save_pretrained(folder)
 
 
@@ -63,6 +69,15 @@ def prepare(folder: Path, base: Path | None, data: Path) -> None:
     (folder / "probes.yaml").write_text(PROBES.format(own=" ".join(own.replace("'", "").split())))
 
 
+def run(command: str, folder: Path) -> str:
+    """What the shell shows, without a process for each command."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+    if done.exit_code not in (0, 1) or (done.exception and not isinstance(done.exception, SystemExit)):
+        raise SystemExit(f"{command}: {done.output} {done.exception!r}")
+    return done.output.rstrip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--base", type=Path, help="a folder with a model of bytes")
@@ -70,7 +85,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), given.base, given.data)
-        fill(PAGE, Path(name))
+        fill(PAGE, Path(name), run)
 
 
 if __name__ == "__main__":
