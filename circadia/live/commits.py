@@ -88,12 +88,12 @@ def pack(told: dict[str, Any]) -> bytes:
 
 
 def waiting(me: "Learner") -> list["Experience"]:
-    """Experiences on this branch that no version contains and that change something."""
+    """Experiences on this branch that no version contains and that change something. A night without one never was."""
     row = me.store.row(me.name)
     from circadia.live import journal
 
     found = journal.query(me.store.db, me.store.seal, row, pending=me.branch_name, payload=True)
-    return [one for one in found if one.payload is None or header(one.payload)["op"] not in IDLE]
+    return [one for one in found if one.payload is None or header(one.payload)["op"] not in (*IDLE, "sleep")]
 
 
 def catch_up(me: "Learner") -> None:
