@@ -26,7 +26,7 @@ RUMOUR = "A stranger on a train said that every house in the town was made of ch
 PROBES = "- {{name: own text, kind: text, text: {own!r}, rise: 0.6}}\n- {{name: size, kind: norm, max: 0.8}}\n"
 
 
-def small(folder: Path, data: Path, steps: int = 500) -> None:
+def small(folder: Path, data: Path, steps: int = 150) -> None:
     """A Llama over bytes that has read a few novels."""
     torch.manual_seed(0)
     config = LlamaConfig(
