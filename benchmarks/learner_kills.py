@@ -1,6 +1,8 @@
-"""A real learner, killed: ``python -m benchmarks.kills --workload benchmarks.learner_kills:Living``.
+"""A real learner, killed: ``python -m benchmarks.learner_kills``, with ``--asleep`` (or ``--asleep qwen3``) mostly in
+its nights.
 
-The child observes, answers, takes feedback, rolls back, branches, collects garbage and forgets on a tiny random base.
+The child observes, answers, takes feedback, rolls back, branches, collects garbage and forgets on a tiny random base,
+and asleep it goes over its days, rehearses awake, and lets quarantined experiences pass or drops them.
 After each kill the store is verified, the learner opened, what was left is caught up with, and its state compared with
 that of a second learner that lives through what the journal says, without a kill. `LivingTitans` does the same on a
 model with memories of its own.
@@ -10,16 +12,18 @@ import random
 import secrets
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from circadia.live import Learner, Store
+from circadia.live import Learner, Store, commits, sleeping
 from circadia.live.forgetting import Line
 from circadia.models import HopeConfig, HopeForCausalLM
 from circadia.models.native import NativeModel, native
 from circadia.models.retrofit import RetrofitModel, retrofit
+from circadia.sleep import Replay, Settings
 
 Say = Callable[[dict[str, Any]], None]
 WEIGHTS = {"observe": 8, "ask": 2, "judge": 2, "commit": 2, "rollback": 2, "branch": 1, "gc": 2, "forget": 3}
@@ -27,16 +31,23 @@ WORDS = ["the", "a", "fox", "dog", "jumps", "over", "lazy", "quick", "brown", "a
 GATE = {"noise": (3.0, 4.0), "remember": 256, "ngram": 4, "window": 4, "warmup": 2}
 
 
-def base(seed: int = 0) -> RetrofitModel:
+ASLEEP = {"observe": 8, "sleep": 6, "decide": 2, "ask": 1, "judge": 1, "rollback": 2, "branch": 1, "gc": 2, "forget": 3}
+NIGHT = Settings(
+    name="short", dreams=8, dream_length=8,
+    replay=Replay(length=12, presentations=4, rows=4, answer=3, every=4, dreams=1, rate=5e-3),
+).but(filter={"wrong": 1.0, "trial": 0, "trust": 0.6})  # fmt: skip
+
+
+def base(seed: int = 0, family: str = "llama") -> RetrofitModel:
     """One random layer over bytes."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+    config = AutoConfig.for_model(
+        family, vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=128, initializer_range=0.2,
     )  # fmt: skip
-    return retrofit(LlamaForCausalLM(config).eval(), [8, 16], context=8)
+    return retrofit(AutoModelForCausalLM.from_config(config).eval(), [8, 16], context=8)
 
 
 def titans(seed: int = 0) -> NativeModel:
@@ -52,15 +63,16 @@ def titans(seed: int = 0) -> NativeModel:
 class Living:
     """The three methods that benchmarks/kills.py asks for."""
 
-    learner = "ana"
+    learner, family, weights = "ana", "llama", WEIGHTS
+    given: ClassVar[dict[str, Any]] = {"gate": GATE}
 
     def __init__(self, model: RetrofitModel | NativeModel | None = None) -> None:
-        self.base = base() if model is None else model
+        self.base = base(family=self.family) if model is None else model
 
     def prepare(self, folder: Path) -> None:
         """Once, before the first child."""
         with Store.open(folder) as store:
-            Learner.create(store, self.base, self.learner, gate=GATE).close()
+            Learner.create(store, self.base, self.learner, **self.given).close()
 
     def work(self, folder: Path, seed: int, say: Say, steps: int | None = None) -> None:
         """In the child, until it is killed."""
@@ -71,7 +83,7 @@ class Living:
             say({"op": "open", "step": "end"})
             while steps is None or steps > 0:
                 steps = None if steps is None else steps - 1
-                op = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+                op = chance.choices(list(self.weights), list(self.weights.values()))[0]
                 say({"op": op, "step": "begin"})
                 told = getattr(self, op)(me, chance) or {}
                 if op == "forget" and told:
@@ -145,18 +157,16 @@ class Living:
 
     def compare(self, store: Store, me: Learner) -> list[str]:
         """Live through what leads to the current version, elsewhere, and compare the bits."""
-        version, line = me.version, Line.of(me)
+        version, line = me.version, Line.of(me.store, me.name)
         way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
-        payloads = {e.number: e for e in store.experiences(self.learner, payload=True)}
-        twin = Learner.create(store, self.base, f"twin-{secrets.token_hex(4)}", gate=GATE)
+        there = {e.number: e for e in store.experiences(self.learner, payload=True)}
+        twin = Learner.create(store, self.base, f"twin-{secrets.token_hex(4)}", **self.given)
         try:
-            from circadia.live import commits
-
-            for number in way:
-                if number not in payloads:
-                    return [f"experience {number} is in version {version and version.number} and gone"]
-                commits.replay(twin, payloads[number])
-            wrong = [n for n in me.state if not torch.equal(me.state[n], twin.state[n])]
+            missing = [n for n in way if n not in there]
+            if missing:
+                return [f"experience {missing[0]} is in version {version and version.number} and gone"]
+            relive(twin, [there[n] for n in way])
+            wrong = [n for n in me.state if n not in twin.state or not torch.equal(me.state[n], twin.state[n])]
             what = f"version {version and version.number} is not what its experiences make"
             return [f"{what}: {wrong[:3]}"] if wrong else []
         finally:
@@ -170,7 +180,53 @@ class LivingTitans(Living):
         super().__init__(titans())
 
 
+def relive(twin: Learner, experiences: list[Any]) -> None:
+    """Experiences of another learner, in their order, nights too; a decision names them by their numbers here."""
+    numbers: dict[int, int] = {}
+    with twin.writing() as writer:
+        for one in experiences:
+            told = commits.header(one.payload)
+            if told["op"] in commits.IDLE:
+                continue
+            if told["op"] in ("admit", "drop"):
+                told["numbers"] = [numbers[n] for n in told["numbers"] if n in numbers]
+            payload = commits.pack(told)
+            noted = writer.remember(payload, one.source, one.trust, one.start, one.stop, one.kind)
+            numbers[one.number] = noted.number
+            commits.replay(twin, replace(noted, payload=payload))
+
+
+class Sleeping(Living):
+    """Mostly nights, with rehearsal on the days after them."""
+
+    weights = ASLEEP
+    given: ClassVar[dict[str, Any]] = {"gate": GATE, "rehearse": {"every": 2, "count": 2}}
+
+    def sleep(self, me: Learner, chance: random.Random) -> dict[str, Any]:
+        """What a kill stopped is taken up again."""
+        resume = bool(me.events("night")) and sleeping.unfinished(me) is not None
+        night = me.sleep(resume=True) if resume else me.sleep(NIGHT, seed=chance.randint(0, 9))
+        return {"version": night.version, "ended": night.action, "resumed": resume}
+
+    def decide(self, me: Learner, chance: random.Random) -> None:
+        """About something in quarantine."""
+        held = [one.number for one in me.quarantine()]
+        if held:
+            chance.choice([me.admit, me.drop])(chance.choice(held))
+
+
+class SleepingQwen(Sleeping):
+    """The same on a Qwen-like base."""
+
+    family = "qwen3"
+
+
 if __name__ == "__main__":
     from benchmarks.kills import main
 
-    raise SystemExit(main(["--workload", "benchmarks.learner_kills:Living", "--longest", "2.0", *sys.argv[1:]]))
+    rest, name = sys.argv[1:], "Living"
+    if "--asleep" in rest:
+        at = rest.index("--asleep")
+        given = rest[at + 1 : at + 2] if rest[at + 1 : at + 2] in (["llama"], ["qwen3"]) else []
+        name, rest = "SleepingQwen" if given == ["qwen3"] else "Sleeping", rest[:at] + rest[at + 1 + len(given) :]
+    raise SystemExit(main(["--workload", f"benchmarks.learner_kills:{name}", "--longest", "2.0", *rest]))

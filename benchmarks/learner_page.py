@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,24 @@ def run(command: str, folder: Path) -> str:
     return (done.stdout + done.stderr).rstrip()
 
 
+def fill(page: Path, folder: Path, run: Callable[[str, Path], str] = run, only: str | None = None) -> None:
+    """Run every console block of a page or of a section, in order, and put its output into its place."""
+
+    def again(block: re.Match) -> str:
+        shown = []
+        for line in block[1].splitlines():
+            if line.startswith("$ "):
+                print(line, flush=True)
+                shown += [line, run(line[2:], folder)]
+        return "```console\n" + "\n".join(filter(None, shown)) + "\n```"
+
+    sections = re.split(r"(?m)^(?=## )", page.read_text())
+    for i, section in enumerate(sections):
+        if only is None or section.startswith(f"## {only}\n"):
+            sections[i] = re.sub(r"```console\n(.*?)```", again, section, flags=re.S)
+    page.write_text("".join(sections))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     for name in ("base", "own", "novel", "law"):
@@ -64,20 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, given.base, given.own, given.novel, given.law)
-
-        def again(block: re.Match) -> str:
-            shown = []
-            for line in block[1].splitlines():
-                if line.startswith("$ "):
-                    print(line, flush=True)
-                    shown += [line, run(line[2:], folder)]
-            return "```console\n" + "\n".join(filter(None, shown)) + "\n```"
-
-        sections = re.split(r"(?m)^(?=## )", PAGE.read_text())
-        for i, section in enumerate(sections):
-            if given.only is None or section.startswith(f"## {given.only}\n"):
-                sections[i] = re.sub(r"```console\n(.*?)```", again, section, flags=re.S)
-        PAGE.write_text("".join(sections))
+        fill(PAGE, folder, only=given.only)
         picture = folder / "life.svg"
         if picture.exists():
             (PAGE.parent / "learner.svg").write_text(picture.read_text())

@@ -22,6 +22,7 @@ from circadia.cli.optimizers import optimizers
 from circadia.cli.retrofit import retrofit
 from circadia.cli.rules import rules
 from circadia.cli.serve import key, serve
+from circadia.cli.sleep import kept
 from circadia.cli.tokenizer import tokenizer
 from circadia.cli.train import train
 
@@ -80,6 +81,7 @@ app.add_typer(tokenizer, name="tokenizer", rich_help_panel=BUILD)
 
 LIVE = "Live: one model, one life"
 app.command(rich_help_panel=LIVE)(chat)
+learner.add_typer(kept, name="quarantine")
 app.add_typer(learner, name="learner", rich_help_panel=LIVE)
 app.command(rich_help_panel=LIVE)(serve)
 app.add_typer(key, name="key", rich_help_panel=LIVE)

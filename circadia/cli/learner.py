@@ -73,6 +73,12 @@ def new(
     journal: Annotated[bool, typer.Option(help="Keep what is observed; exact forgetting needs it.")] = True,
     probes: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML or JSONL.")] = None,
     every: Annotated[int | None, typer.Option(help="Tokens between two versions of a long stream.")] = None,
+    sleep: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="When it sleeps by itself: period, tokens=N, hour=H, ...")
+    ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Between chunks, go over windows of its nights.")
+    ] = False,
     json: JSON = False,
 ) -> None:
     """Make a learner that has learned nothing."""
@@ -87,7 +93,17 @@ def new(
     given = {key: value for key, value in given.items() if value is not None}
     try:
         with Learner.create(
-            store, base, name, tokenizer=tokenizer, gate=gate, journal=journal, probes=probes or (), key=_key(), **given
+            store,
+            base,
+            name,
+            tokenizer=tokenizer,
+            gate=gate,
+            journal=journal,
+            probes=probes or (),
+            key=_key(),
+            sleep=sleep,
+            rehearse=rehearse,
+            **given,
         ) as made:
             show.status(made.status(), json)
     except OSError as error:
@@ -219,7 +235,10 @@ def versions(
 ) -> None:
     """What was committed, newest first."""
     with _store(store) as found:
-        show.versions(found.versions(name, limit), found.learner(name).branches, json)
+        from circadia.live.sleeping import nights
+
+        slept = {night.version: night for night in nights(found, name, "main")}
+        show.versions(found.versions(name, limit), found.learner(name).branches, slept, json)
 
 
 @learner.command()

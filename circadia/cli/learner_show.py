@@ -55,6 +55,8 @@ def observed(done: Any, source: str, json: bool) -> None:
         print(f"  {done.refused} chunks were not finite and not learned")
     if done.pending or done.waiting:
         print(f"  {done.pending} tokens wait for the end of their chunk, {done.waiting} characters for their line's")
+    for night in done.nights:
+        print(f"  slept on the way: {night.action}, version {night.version or '-'}")
     print("  " + (f"version {done.versions[-1]}" if done.versions else "no new version"))
     for text in done.held:
         print(f"  guard: {text}")
@@ -103,6 +105,17 @@ def status(found: dict[str, Any], json: bool) -> None:
         print()
         rows = [(name, x["experiences"], f"{x['tokens']:,}", _when(x["last"])) for name, x in found["sources"].items()]
         _table(("source", "experiences", "tokens", "last"), rows)
+    if found["nights"]:
+        from circadia.cli.sleep_show import summary
+
+        last = found["night"]
+        print(f"\n{found['nights']} nights; the last, {_when(last['time'])}, ended with {last['action']}")
+        print(f"  {summary(last['report'])}")
+    held = sum(one["status"] == "held" for one in found["quarantine"])
+    if held:
+        print(f"{held} experiences are in quarantine: see `circadia learner quarantine list {found['name']}`")
+    for text in found["due"]:
+        print(f"due to sleep: {text}")
     life = found["life"][-12:]
     if life:
         print()
@@ -124,18 +137,25 @@ def _event(entry: dict[str, Any]) -> tuple[Any, ...]:
     return _when(entry["time"]), "", "", text
 
 
-def versions(found: list[Any], branches: dict[str, int | None], json: bool) -> None:
-    """Newest first."""
+def versions(found: list[Any], branches: dict[str, int | None], nights: dict[int | None, Any], json: bool) -> None:
+    """Newest first; those that nights made with what they did."""
     if json:
-        _json([asdict(v) for v in found])
+        _json([asdict(v) | ({"night": asdict(nights[v.number])} if v.number in nights else {}) for v in found])
         return
     points: dict[int | None, list[str]] = {}
     for name, number in branches.items():
         points.setdefault(number, []).append(name)
     rows = [(v.number, v.parent or "base", f"{v.tokens:,}", v.state[:12], _when(v.time), " ".join(
-        [v.reason, v.notes and f"({v.notes})", *(f"<- {n}" for n in points.get(v.number, []))]).replace("  ", " "))
+        [v.reason, v.notes and f"({v.notes})", _night(nights.get(v.number)),
+         *(f"<- {n}" for n in points.get(v.number, []))]).replace("  ", " "))
         for v in found]  # fmt: skip
     _table(("version", "from", "tokens", "state", "time", "reason"), rows)
+
+
+def _night(night: Any) -> str:
+    if night is None or night.report["bound"][0] is None:
+        return ""
+    return "bound {:.0%} -> {:.0%}".format(*night.report["bound"])
 
 
 def diff(found: Any, a: int, b: int, json: bool) -> None:

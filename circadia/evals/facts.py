@@ -113,8 +113,8 @@ def asked(arm: Arm, base: Base, told: Sequence[Fact], friends: Sequence[Link] = 
         ranks = []
         for link in friends:
             prompt, home = arm.prompt(link.question()), link.friend
-            each = [one.nats for one in answers(base, module, [(prompt, f" {value}.") for value in home.values])]
-            ranks.append(1 + sum(x < each[home.values.index(home.value)] for x in each))
+            nats = [one.nats for one in answers(base, module, [(prompt, f" {value}.") for value in home.values])]
+            ranks.append(1 + sum(x < nats[home.values.index(home.value)] for x in nats))
         if ranks:
             found["over two facts"] = {"right": mean([float(x == 1) for x in ranks]), "rank": mean(ranks)}
     return found

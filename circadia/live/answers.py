@@ -149,6 +149,7 @@ def feedback(me: "Learner", number: int, kind: str, text: str, weight: float) ->
         me.unsaved.torn = True
         noted = writer.remember(commits.pack(told), "feedback", 1.0, at, at, "feedback")
         before, after = replay(me, told)
+        me.unsaved.experiences.append(noted.number)
         outcome = commits.commit(me, "feedback")
     version = outcome.version.number if outcome.version else None
     return rules.Changed(kind, number, noted.number, before, after, version, "; ".join(outcome.reasons))

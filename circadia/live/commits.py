@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from circadia.live.learner import Learner
 
 KEPT = 4096  # characters of a reason in the log
+IDLE = ("answer", "report")  # what the journal holds without an effect on the state
 
 
 @dataclass
@@ -22,6 +23,8 @@ class Open:
     tally: Tally = field(default_factory=Tally)
     dirty: bool = False
     torn: bool = False  # the journal holds something that the state does not hold whole
+    experiences: list[int] = field(default_factory=list)  # what changed the state, in order
+    noted: list[int] = field(default_factory=list)  # of these, what was written on the way: reports of nights
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def commit(me: "Learner", reason: str, notes: str = "", experiences: list[int] |
     if not me.unsaved.dirty:
         return Outcome("none", me.version)
     state, told = me.state, me.unsaved.tally.told()
+    if experiences is not None:
+        experiences = [*experiences, *me.unsaved.noted]
     verdict = me.guard.judge(state)
     reasons = [text[:KEPT] for text in verdict.reasons]
     if verdict.action == "rollback":
@@ -83,17 +88,20 @@ def pack(told: dict[str, Any]) -> bytes:
 
 
 def waiting(me: "Learner") -> list["Experience"]:
-    """Experiences on this branch that no version contains and that change something."""
+    """Experiences on this branch that no version contains and that change something. A night without one never was."""
     row = me.store.row(me.name)
     from circadia.live import journal
 
     found = journal.query(me.store.db, me.store.seal, row, pending=me.branch_name, payload=True)
-    return [one for one in found if one.payload is None or header(one.payload)["op"] != "answer"]
+    return [one for one in found if one.payload is None or header(one.payload)["op"] not in (*IDLE, "sleep")]
 
 
 def catch_up(me: "Learner") -> None:
     """Learn what a kill left in the journal; where there is none, say that it is missing. The writer is held."""
     assert me._writer is not None
+    unborn = [one.number for one in me._writer.pending() if one.kind in ("sleep", "report")]
+    if unborn:  # a night that was killed between its work and its version
+        me._writer.discard("a night that ended in no version", unborn)
     left = waiting(me)
     if not left:
         return
@@ -108,14 +116,20 @@ def catch_up(me: "Learner") -> None:
 
 def replay(me: "Learner", experience: "Experience") -> None:
     """The effect of one experience on the state."""
-    from circadia.live import answers
+    from circadia.live import answers, sleeping
 
     assert experience.payload is not None
     told = header(experience.payload)
-    if told["op"] == "observe":
+    if told["op"] == "sleep":
+        sleeping.replay(me, told, experience.number)
+    elif told["op"] == "observe":
         learn(me, told["form"], told["data"], experience.source, experience.trust)
     elif told["op"] == "feedback":
         answers.replay(me, told)
+    elif told["op"] in ("admit", "drop"):
+        me.unsaved.dirty = True  # a version of its own, though the state is the same
+    if told["op"] not in IDLE:
+        me.unsaved.experiences.append(experience.number)
 
 
 def learn(me: "Learner", form: str, data: Any, source: str, trust: float) -> None:

@@ -2,7 +2,8 @@
 
 1. Experiences that are to go, and with them the answers that were given after the first of them (whose words the memory
    may have shaped), observed conversations with such an answer, and thumbs for such an answer. Corrections stay: what
-   they teach is the question and the user's own words.
+   they teach is the question and the user's own words. So do nights: they are slept again, on what remains of their
+   days, and write their reports anew.
 2. Versions that contain any of them, on any branch, and all that came out of these are erased.
 3. From the last version before, every branch is led again through what remains, version by version, the guard at work.
    What the guard or a rollback had dropped stays dropped.
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from circadia.live import commits
 from circadia.live.erase import Erased, Exported
 from circadia.live.errors import StoreError
+from circadia.live.journal import OWN
 
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
+    from circadia.live.store import Store
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Line:
     kept: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, me: "Learner") -> "Line":
+    def of(cls, store: "Store", name: str) -> "Line":
         """Out of the log."""
-        line = cls(kept={v.number for v in me.store.versions(me.name)})
-        for event in me.store.events(me.name, "commit"):
+        line = cls(kept={v.number for v in store.versions(name)})
+        for event in store.events(name, "commit"):
             if event.payload:
                 version = event.payload["version"]
                 line.parents[version["number"]] = version["parent"]
@@ -81,16 +84,21 @@ def forget(me: "Learner", source: str | None, since: Any, until: Any, all: bool)
         raise ValueError("forget: give source=..., since=... and until=..., or all=True")
     with me.writing() as writer:
         wanted = {} if all else {"source": source, "since": span[0], "until": span[1]}
-        named = [one.number for one in me.store.experiences(me.name, **wanted)]  # type: ignore[arg-type]
+        found = list(me.store.experiences(me.name, **wanted))  # type: ignore[arg-type]
+        if source is None and not all:  # a time is what was observed in it
+            found = [one for one in found if one.kind not in OWN]
+        named = [one.number for one in found]
         if not named and not all:
             raise StoreError(f"forget: nothing was observed from source={source!r} in this time; see `status`")
         commits.commit(me, "before forgetting")  # what is open has its place in the line then
         tied = [] if all else _tied(me, named)
         lost = sorted({*named, *tied})
-        line = Line.of(me)
+        line = Line.of(me.store, me.name)
         touched = set(line.parents) if all else line.touched(lost)
         points = me.store.learner(me.name).branches
         plan, move, left = {}, {}, []
+        reports = {one.number for one in me.store.experiences(me.name) if one.kind == "report"}
+        anew = set(touched)  # versions whose nights are slept again, or never were
         for branch, head in points.items():
             if head not in touched:
                 continue
@@ -100,10 +108,15 @@ def forget(me: "Learner", source: str | None, since: Any, until: Any, all: bool)
                 first -= 1
             base, rest = (way[first - 1] if first else None), way[first:]
             move[branch] = base
+            anew.update(rest)
             if not me.journal:
                 left += [e for v in rest for e in line.brought[v] if e not in lost]
                 continue
-            plan[branch] = _groups(line, rest, set(lost))
+            plan[branch] = _groups(line, rest, reports.union(lost))
+        told = {e for numbers in line.brought.values() for e in numbers}
+        tied += sorted(reports & {e for v in anew for e in line.brought[v]})
+        tied += sorted(n for n in reports - told if n > min(named, default=0))  # of nights that ended in no version
+        lost = sorted({*named, *tied})
         gone = sorted(touched & line.kept)
         events = [e.number for e in me.events("probes") if e.payload] if all else []
         if plan:
@@ -218,7 +231,7 @@ def _again(me: "Learner", number: int) -> int:
         found["branch"], None, True, True, payload,
     )  # fmt: skip
     commits.replay(me, one)
-    return int(commits.header(payload)["op"] != "answer")
+    return int(commits.header(payload)["op"] not in commits.IDLE)
 
 
 def resume(me: "Learner") -> None:

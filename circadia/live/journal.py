@@ -15,7 +15,8 @@ from circadia.live.errors import Damaged, StoreError
 from circadia.live.privacy import SALT, Seal
 from circadia.live.schema import Database
 
-KINDS = ("text", "tokens", "chat", "feedback")
+KINDS = ("text", "tokens", "chat", "feedback", "sleep", "report", "admit", "drop")
+OWN = ("sleep", "report", "admit", "drop")  # what a learner did itself
 DROPPED = 0  # in the column `version`: no version contains it; NULL: pending
 
 

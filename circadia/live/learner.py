@@ -19,12 +19,23 @@ from typing import Any
 
 import torch
 
-from circadia.live import answers, commits, feedback, forgetting, observing, opening, status
+from circadia.live import (
+    answers,
+    commits,
+    feedback,
+    forgetting,
+    observing,
+    opening,
+    policy,
+    sleeping,
+    status,
+)
 from circadia.live.chain import Event
 from circadia.live.erase import Erased, Exported
 from circadia.live.errors import StoreError
 from circadia.live.guard import Guard, Verdict
 from circadia.live.guard import read as probes_of
+from circadia.live.quarantine import Quarantined, decide, listed
 from circadia.live.reader import Reader, position
 from circadia.live.store import Store
 from circadia.live.sweep import Tidied
@@ -49,6 +60,8 @@ class Learner:
         self._at: int | None = None  # the version that the state is, but for what is open
         self.unsaved = commits.Open()
         self.answers: dict[int, answers.Answer] = {}  # of this process
+        self.stopped_night: tuple[int, int | None, dict[str, Any]] | None = None  # to go on from, in this process
+        self.policy = policy.of(self.config.get("sleep"))
         weakref.finalize(self, _end, self._stack)  # the right to write ends with the object, at the latest
         waiting = commits.waiting(self)
         if waiting:
@@ -57,11 +70,14 @@ class Learner:
                 if self.journal
                 else f"{name}: {len(waiting)} experiences are in no version, and the journal is off: they are missing"
             )
+        if sleeping.unfinished(self):
+            self.found.append(f"{name}: a night was stopped and has changed nothing: sleep again, or take it up again")
 
     @classmethod
     def create(
         cls, store: Any, base: Any, name: str, *, tokenizer: str | None = None, gate: Any = True, probes: Any = (),
-        journal: bool = True, every: int = opening.EVERY, key: str | bytes | None = None, **settings: Any,
+        journal: bool = True, every: int = opening.EVERY, key: str | bytes | None = None, sleep: Any = None,
+        rehearse: Any = False, **settings: Any,
     ) -> "Learner":  # fmt: skip
         """A learner that has learned nothing.
 
@@ -75,10 +91,16 @@ class Learner:
         probes     a YAML or JSONL file, or a list; see circadia/live/guard.py
         journal    keep what is observed, which forgetting exactly needs
         every      tokens of a long stream between two versions
+        sleep      when `observe` sleeps by itself, such as "period" or "tokens=65536"; see circadia/live/policy.py
+        rehearse   True, or settings of `circadia.live.Awake`: steps on windows of earlier nights between chunks
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r} must be a number of tokens of at least 1")
-        reader, config = opening.made(base, settings, tokenizer, gate)
+        reader, config = opening.made(base, settings, tokenizer, gate, rehearse)
+        when = policy.of(sleep)
+        if when is not None:
+            when.check(reader.model, journal)
+            config["sleep"] = when.to_dict()
         found = probes_of(probes)
         Guard(reader, found)
         where, owns = _store(store, key, True)
@@ -154,6 +176,14 @@ class Learner:
                 self._load()
             assert self._state is not None
             return self._state
+
+    @property
+    def at(self) -> int | None:
+        """The version that the state is, but for what is open."""
+        with self._lock:
+            if self._state is None:
+                self._load()
+            return self._at
 
     @property
     def version(self) -> Version | None:
@@ -248,6 +278,43 @@ class Learner:
         if not 0 < weight <= 1:
             raise ValueError(f"weight={weight!r} must be above 0 and at most 1")
         return answers.feedback(self, answer, kind, text, float(weight))
+
+    def sleep(
+        self, settings: Any = None, *, minutes: float | None = None, compute: float | str | None = None,
+        seed: int | None = None, days: int | None = 1, progress: bool | sleeping.Tell = False,
+        stop: Callable[[], bool] | None = None, resume: bool = False, **changes: Any,
+    ) -> sleeping.Night:  # fmt: skip
+        """Go over what was observed since the last night, and wake up as one new version, if the guard lets it.
+
+        settings  a preset's name (circadia.sleep.PRESETS) or `circadia.sleep.Settings`; `changes` are changes to it,
+                  such as filter={} or replay={"presentations": 20}
+        minutes, compute   budgets; compute in tokens, where one that is learned counts 3, or "0.5 days" of reading
+        seed      default the number of the night
+        days      how many days, each up to a night; None: the whole life
+        stop      asked between steps; True, or Ctrl-C, ends the night, and nothing is changed
+        resume    take up the night that was stopped; after a kill it begins again, with the same result
+        """
+        return sleeping.sleep(self, settings, minutes, compute, seed, days, progress, stop, resume, changes)
+
+    def due(self, asked: bool = False) -> policy.Due:
+        """Whether and why to sleep now, by the learner's policy; and which levels are about to overwrite themselves."""
+        return policy.due(self, asked=asked)
+
+    def nights(self) -> list[sleeping.Night]:
+        """All nights that the journal tells of, with their reports, newest first."""
+        return sleeping.nights(self.store, self.name, self.branch_name)
+
+    def quarantine(self) -> list[Quarantined]:
+        """What nights held back, and what became of it."""
+        return listed(self)
+
+    def admit(self, *numbers: int) -> list[Quarantined]:
+        """Let the next night learn from these."""
+        return decide(self, "admit", numbers)
+
+    def drop(self, *numbers: int) -> list[Quarantined]:
+        """Let no night learn from these. What reading them did awake stays: `forget` removes that."""
+        return decide(self, "drop", numbers)
 
     def forget(
         self, source: str | None = None, *, since: Any = None, until: Any = None, all: bool = False

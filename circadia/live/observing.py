@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circadia.live import commits
+from circadia.live.policy import Watch
 from circadia.live.reader import Tally, tail_of
 from circadia.live.text import pieces
 from circadia.models.retrofit import ChunkReport, LevelReport
 
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
+    from circadia.live.sleeping import Night
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Observed:
     pending: int = 0  # tokens that wait for the end of their chunk
     waiting: int = 0  # characters that wait for the end of their segment
     interrupted: bool = False
+    nights: list["Night"] = field(default_factory=list)  # slept on the way, by the learner's policy
 
 
 def observe(
@@ -58,7 +61,11 @@ def observe(
     begin, done, tally = time.perf_counter(), Observed(), Tally()
     with me.writing() as writer, _stoppable() as stopped, _shown(progress, begin) as tell:
         since = 0
+        watch = None if me.policy is None else Watch(me, stopped)
         for form, data in pieces(what):
+            if watch is not None and not watch.before(form, data, source, float(trust)):
+                done.interrupted = True
+                break
             number, read = _piece(me, writer, form, data, source, float(trust), tally, tell)
             done.experiences = (done.experiences[0] if done.experiences else number, number)
             since += read
@@ -68,8 +75,11 @@ def observe(
             if commit and since >= me.config["every"]:
                 _settle(me, done)
                 since = 0
+                if watch is not None:
+                    watch.settled()
         if commit:
             _settle(me, done)
+        done.nights = watch.nights if watch is not None else []
         state = me.state
         done.pending, done.waiting = state["stream/pending"].numel(), len(tail_of(state))
     told = tally.told()
@@ -91,6 +101,7 @@ def _piece(
     me.unsaved.torn = True
     both = _Both(me.unsaved.tally, tally)
     me._state = me.reader.learn(me.state, plan, both, tell)  # type: ignore[arg-type]
+    me.unsaved.experiences.append(found.number)
     me.unsaved.dirty, me.unsaved.torn = True, False
     return found.number, plan.tokens
 

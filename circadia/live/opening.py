@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from circadia.live.awake import of as awake_of
 from circadia.live.errors import StoreError
 from circadia.live.gate import of as gate_of
 from circadia.live.reader import Reader
@@ -19,7 +20,9 @@ FORMAT = 1
 EVERY = 32768  # tokens of a long stream between two commits
 
 
-def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) -> tuple[Reader, dict[str, Any]]:
+def made(
+    base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any, rehearse: Any = False
+) -> tuple[Reader, dict[str, Any]]:
     """A reader for a new learner, and its config."""
     source = str(Path(base).expanduser().resolve()) if _folder(base) else base if isinstance(base, str) else None
     model: RetrofitModel | NativeModel
@@ -34,7 +37,9 @@ def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) 
         with _quiet():
             model = arranging(base, settings)
     words = of_base(model.base, tokenizer, source)
-    reader = Reader(model, words, gate_of(gate))
+    reader = Reader(model, words, gate_of(gate), awake_of(rehearse))
+    if reader.awake is not None:
+        reader.awake.check(model)
     config = {
         "format": FORMAT,
         "base": source,
@@ -42,6 +47,8 @@ def made(base: Any, settings: dict[str, Any], tokenizer: str | None, gate: Any) 
         "tokenizer": words.name,
         "gate": reader.gate.to_dict() if reader.gate else None,
     }
+    if reader.awake is not None:
+        config["awake"] = reader.awake.to_dict()
     return reader, config
 
 
@@ -125,7 +132,7 @@ def again(life: Any, base: Any) -> Reader:
             "that it was made on, with the weights that it had"
         )
     words = Words(None) if config["tokenizer"] is None else Words.open(config["tokenizer"])
-    return Reader(model, words, gate_of(config["gate"]))
+    return Reader(model, words, gate_of(config["gate"]), awake_of(config.get("awake")))
 
 
 def fingerprint(model: RetrofitModel | NativeModel) -> str:

@@ -6,6 +6,7 @@ The state is that of the model (circadia/models/retrofit/state.py or circadia/mo
     text/owner, text/trust        whose it is: the tail is closed where source or trust changes
     text/owners, text/trusts      of each token of the open chunk, int64 and float64
     gate/...                      what the gate remembers, where there is one
+    slept/..., awake/...          what a night leaves: circadia/live/sleeping.py, circadia/live/awake.py
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circadia.live.awake import Awake
 from circadia.live.gate import Gate, owner_of
 from circadia.live.text import Words
 from circadia.models.native import NativeModel
@@ -105,8 +107,10 @@ class Plan:
 class Reader:
     """A base with a tokenizer and a gate. It holds nothing that changes."""
 
-    def __init__(self, model: RetrofitModel | NativeModel, words: Words, gate: Gate | None) -> None:
-        self.model, self.words, self.gate = model, words, gate
+    def __init__(
+        self, model: RetrofitModel | NativeModel, words: Words, gate: Gate | None, awake: Awake | None = None
+    ) -> None:
+        self.model, self.words, self.gate, self.awake = model, words, gate, awake
         self.vocab = model.config.get_text_config().vocab_size
 
     def start(self) -> State:
@@ -171,6 +175,9 @@ class Reader:
             if tell is not None:
                 tell(report.chunks[0])
             owners, trusts = owners[:0], trusts[:0]
+            if self.awake is not None:
+                assert isinstance(self.model, RetrofitModel), "Awake.check lets no other pass"
+                state = self.awake.after(self.model, state, report.chunks[0].tokens)
         return {**state, **memory, "text/owners": owners.clone(), "text/trusts": trusts.clone()}
 
 

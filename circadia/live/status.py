@@ -1,5 +1,6 @@
 """What a learner is and what it has been through, as plain data."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from circadia.live.forgetting import Line
@@ -13,7 +14,7 @@ HELD = ("delta", "a", "b", "memory")  # parts of a level that are read, of a ret
 
 def of(me: "Learner") -> dict[str, Any]:
     """`Learner.status`."""
-    state, settings, version = me.state, me.model.settings, me.version
+    state, settings, version, nights = me.state, me.model.settings, me.version, me.nights()
     life = me.store.learner(me.name)
     clock = int(state["clock/tokens"])
     levels = []
@@ -30,7 +31,7 @@ def of(me: "Learner") -> dict[str, Any]:
             }
         )
     sources: dict[str, dict[str, Any]] = {}
-    line = Line.of(me)
+    line = Line.of(me.store, me.name)
     held = {e for v in line.way(version.number if version else None) for e in line.brought[v]}
     for one in me.store.experiences(me.name):
         if one.number in held or (one.pending and one.branch == me.branch_name):
@@ -53,6 +54,10 @@ def of(me: "Learner") -> dict[str, Any]:
         "levels": levels,
         "sources": sources,
         "probes": [p.name for p in me.guard.probes],
+        "nights": len(nights),
+        "night": asdict(nights[0]) if nights else None,
+        "quarantine": [asdict(one) for one in me.quarantine()],
+        "due": list(me.due().reasons),
         "life": story(me),
         "found": list(me.found),
     }

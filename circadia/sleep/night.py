@@ -121,7 +121,7 @@ class _Night:
         if settings.anchor and self.state is not self.given:
             self.state = anchored(model, self.state)
         self.check()
-        report.stopped_by_budget = meter.over
+        report.stopped_by_budget, report.cut, report.chosen = meter.over, meter.cut, list(windows)
         after = self.measured(Teacher(model, self.state), asked, unseen)
         report.windows = len(windows) if settings.replay is None or not settings.replay.whole else len(self.spans())
         report.probes = [{"name": p.name, "before": a, "after": b} for p, a, b in zip(asked, before[0], after[0])]

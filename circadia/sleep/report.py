@@ -3,8 +3,11 @@
 import html
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from circadia.sleep.windows import Window
 
 
 @dataclass
@@ -26,11 +29,19 @@ class Report:
     dreams: list[dict[str, Any]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     stopped_by_budget: bool = False
+    cut: float | None = None  # where time ended it: the same work as a budget ends it there again
+    chosen: list[Window] = field(default_factory=list, repr=False)  # the windows gone over; not told
     cost: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return _plain(asdict(self))
+        return {n: _plain(x) for n, x in asdict(replace(self, chosen=[])).items() if n != "chosen"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """Back from JSON, where numbers that are none are null."""
+        pairs = {name: tuple(math.nan if x is None else x for x in data[name]) for name in ("bound", "older")}
+        return cls(**{**data, **pairs})
 
     def json(self) -> str:
         """Numbers that are none are null."""
@@ -67,12 +78,17 @@ class Report:
 
     def html(self) -> str:
         """The same page for a browser, without anything from elsewhere."""
-        return (
-            '<!doctype html><meta charset="utf-8"><title>A night</title>'
-            "<style>body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
-            "table{border-collapse:collapse}td,th{border:1px solid #888;padding:.2em .6em;text-align:left}</style>"
-            + _html(self.markdown())
-        )
+        return page(self.markdown())
+
+
+def page(text: str) -> str:
+    """A page in Markdown, as HTML that needs nothing from elsewhere."""
+    return (
+        '<!doctype html><meta charset="utf-8"><title>A night</title>'
+        "<style>body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
+        "table{border-collapse:collapse}td,th{border:1px solid #888;padding:.2em .6em;text-align:left}</style>"
+        + _html(text)
+    )
 
 
 def _plain(x: Any) -> Any:
