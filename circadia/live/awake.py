@@ -27,8 +27,8 @@ class Awake:
     budget    bounds what is rehearsed, as a share of the tokens that were read
     windows   of all nights together that are kept: with more, every night keeps its share
 
-    Every second chunk and six windows are what kept the facts of a night through 50 KB of other text (docs/experiments.md),
-    for about 65 % more gradient work.
+    Every second chunk and six windows are what kept the facts of a night through 50 KB of other text, for about 65 %
+    more gradient work (docs/experiments.md).
     """
 
     every: int = 2
