@@ -131,23 +131,28 @@ class Living:
         return faults
 
     def compare(self, store: Store, me: Learner) -> list[str]:
-        """Live through what leads to the current version, elsewhere, and compare the bits."""
-        version, line = me.version, Line.of(me)
-        way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
-        payloads = {e.number: e for e in store.experiences(self.learner, payload=True)}
-        twin = Learner.create(store, self.base, f"twin-{secrets.token_hex(4)}", gate=GATE)
-        try:
-            from circadia.live import commits
+        """With another life."""
+        return compare(store, me, self.base, GATE)
 
-            for number in way:
-                if number not in payloads:
-                    return [f"experience {number} is in version {version and version.number} and gone"]
-                commits.replay(twin, payloads[number])
-            wrong = [n for n in me.state if not torch.equal(me.state[n], twin.state[n])]
-            what = f"version {version and version.number} is not what its experiences make"
-            return [f"{what}: {wrong[:3]}"] if wrong else []
-        finally:
-            twin.delete()
+
+def compare(store: Store, me: Learner, base: RetrofitModel, gate: Any) -> list[str]:
+    """Live through what leads to the current version, elsewhere, and compare the bits."""
+    from circadia.live import commits
+
+    version, line = me.version, Line.of(me)
+    way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
+    payloads = {e.number: e for e in store.experiences(me.name, payload=True)}
+    twin = Learner.create(store, base, f"twin-{secrets.token_hex(4)}", gate=gate)
+    try:
+        for number in way:
+            if number not in payloads:
+                return [f"experience {number} is in version {version and version.number} and gone"]
+            commits.replay(twin, payloads[number])
+        wrong = [n for n in me.state if not torch.equal(me.state[n], twin.state[n])]
+        what = f"version {version and version.number} is not what its experiences make"
+        return [f"{what}: {wrong[:3]}"] if wrong else []
+    finally:
+        twin.delete()
 
 
 if __name__ == "__main__":

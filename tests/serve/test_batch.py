@@ -54,8 +54,8 @@ KINDS = {
 def test_each_row_reads_with_its_own_memory(kind):
     base = retrofit(base_of("llama", vocab_size=256, num_hidden_layers=2), (8, 16), context=8, **KINDS[kind])
     worn_by = memories(base, 3)
-    rows = [worn_by[i] for i in (1, 0, 2, 1, 3)]  # two of one learner, one frozen
-    ids = torch.randint(0, 256, (5, 7), generator=torch.Generator().manual_seed(1))
+    rows = [worn_by[i] for i in (1, 0, 2, 1, 3, 0)]  # two of one learner, two frozen
+    ids = torch.randint(0, 256, (6, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         with worn(several([row.readings for row in rows])):
             together = base.base(ids).logits
