@@ -136,8 +136,8 @@ def test_the_user_field_chooses_where_the_server_is_told_so(tmp_path):
 def test_the_example_of_the_docs_runs(server, sdk, capsys, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```py\n(.*?)```", text, re.S)
-    exec(compile(block.replace("http://127.0.0.1:8000", server.url), "docs/serve.md", "exec"), {})
+    exec(compile(block.replace("http://127.0.0.1:8000", server.url), "docs/serving.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert "'learned': True, 'new_version': 2" in first and second.startswith("3 ")
