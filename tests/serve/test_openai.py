@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from circadia.live import Learner
+from circadia.serve.reply import event
 from tests.serve.conftest import PATIENCE, serving
 
 
@@ -122,6 +123,12 @@ def test_events_are_what_the_standard_asks_for(server, sdk):
     assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
     first = json.loads(lines[0][6:])
     assert first["object"] == "chat.completion.chunk" and first["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_no_character_of_an_answer_ends_a_line_of_its_event():
+    text = "a\u2028b\u2029c\x85d\re\x0bü"
+    (line, rest) = event({"text": text}).splitlines()
+    assert json.loads(line[6:]) == {"text": text} and rest == ""
 
 
 def test_the_user_field_chooses_where_the_server_is_told_so(tmp_path):
