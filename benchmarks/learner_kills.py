@@ -156,21 +156,26 @@ class Living:
         return faults
 
     def compare(self, store: Store, me: Learner) -> list[str]:
-        """Live through what leads to the current version, elsewhere, and compare the bits."""
-        version, line = me.version, Line.of(me.store, me.name)
-        way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
-        there = {e.number: e for e in store.experiences(self.learner, payload=True)}
-        twin = Learner.create(store, self.base, f"twin-{secrets.token_hex(4)}", **self.given)
-        try:
-            missing = [n for n in way if n not in there]
-            if missing:
-                return [f"experience {missing[0]} is in version {version and version.number} and gone"]
-            relive(twin, [there[n] for n in way])
-            wrong = [n for n in me.state if n not in twin.state or not torch.equal(me.state[n], twin.state[n])]
-            what = f"version {version and version.number} is not what its experiences make"
-            return [f"{what}: {wrong[:3]}"] if wrong else []
-        finally:
-            twin.delete()
+        """With another life."""
+        return compare(store, me, self.base, **self.given)
+
+
+def compare(store: Store, me: Learner, base: Any, **given: Any) -> list[str]:
+    """Live through what leads to the current version, elsewhere, and compare the bits."""
+    version, line = me.version, Line.of(me.store, me.name)
+    way = [e for v in line.way(version.number if version else None) for e in line.brought[v]]
+    there = {e.number: e for e in store.experiences(me.name, payload=True)}
+    twin = Learner.create(store, base, f"twin-{secrets.token_hex(4)}", **given)
+    try:
+        missing = [n for n in way if n not in there]
+        if missing:
+            return [f"experience {missing[0]} is in version {version and version.number} and gone"]
+        relive(twin, [there[n] for n in way])
+        wrong = [n for n in me.state if n not in twin.state or not torch.equal(me.state[n], twin.state[n])]
+        what = f"version {version and version.number} is not what its experiences make"
+        return [f"{what}: {wrong[:3]}"] if wrong else []
+    finally:
+        twin.delete()
 
 
 class LivingTitans(Living):

@@ -31,7 +31,8 @@ def serve(
     allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further Host.")] = None,
     origin: Annotated[list[str] | None, typer.Option(metavar="URL", help="Web pages that may call.")] = None,
     cache: Annotated[float, typer.Option(metavar="GB", help="For memories that are read.")] = 4.0,
-    readers: Annotated[int, typer.Option(help="Answers made at once.")] = 2,
+    batch: Annotated[int, typer.Option(help="Answers made in one forward pass; 1: each by itself.")] = 8,
+    readers: Annotated[int, typer.Option(help="Answers at once where each is made by itself.")] = 2,
     teachers: Annotated[int, typer.Option(help="Learners written at once.")] = 1,
     queue: Annotated[int, typer.Option(help="Requests that wait for an answer.")] = 64,
     seconds: Annotated[float, typer.Option(help="For one answer.")] = 300.0,
@@ -49,8 +50,8 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = Settings(
         base=base, store=store, host=host, port=port, name=name, tokenizer=tokenizer, by_user=by_user,
-        hosts=tuple(allow_host or ()), origins=tuple(origin or ()), cache=int(cache * 2**30), readers=readers,
-        teachers=teachers, queue=queue, seconds=seconds, tokens=tokens, rate=rate,
+        hosts=tuple(allow_host or ()), origins=tuple(origin or ()), cache=int(cache * 2**30), batch=batch,
+        readers=readers, teachers=teachers, queue=queue, seconds=seconds, tokens=tokens, rate=rate,
     )  # fmt: skip
     try:
         service = Service(settings, os.environ.get("CIRCADIA_KEY"))

@@ -3,7 +3,7 @@
     service = Service(Settings(base="path", store="store"))
     uvicorn.run(application(service))
 
-or `circadia serve --base path --store store`. Needs the extra `serve`; see docs/serve.md.
+or `circadia serve --base path --store store`. Needs the extra `serve`; see docs/serving.md.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Token by token: sampling with a seed of its own, log-probabilities, stops, and an end at any token.
 
-The base's own `generate` runs the model, so that every architecture and cache works. The token is chosen here, by a
-logits processor that leaves only that one: so that the seed of one answer does not meet those of others in the same
-process.
+`say` makes one answer by itself: the base's own `generate` runs the model, so that every architecture and cache works.
+The token is chosen here, by a logits processor that leaves only that one, so that the seed of one answer does not meet
+those of others. Several answers in one forward pass are made in `circadia.serve.batch`; `say` is what they must equal.
 """
 
 import math
@@ -95,26 +95,29 @@ class Call:
             raise Ended
 
 
-class _Chooser:
-    """Called by `generate` as its last logits processor, and as its stopping criterion."""
+class Chooser:
+    """Of one answer: takes logits, gives the next token and tells the text that is certain."""
 
     def __init__(self, wish: Wish, words: Words, ends: Sequence[int], call: Call, tell: Tell | None) -> None:
         self.wish, self.words, self.ends, self.call, self.tell = wish, words, set(ends), call, tell
-        self.random = torch.Generator().manual_seed(wish.seed)
+        self.random, self.begin = torch.Generator().manual_seed(wish.seed), time.perf_counter()
         self.tokens, self.marks, self._new = list[int](), list[Mark](), list[Mark]()
         self.counts: dict[int, int] = {}
         self.text, self._sent, self._clean, self._done = "", 0, 0, 0
         self.reason, self.made, self.first = "length", 0, 0.0
 
-    def process(self, ids: Tensor, scores: Tensor) -> Tensor:
+    def next(self, logits: Tensor) -> int:
+        """From those of one place [vocabulary], on the CPU in float32."""
         self.call.check()
-        logits = scores[0].detach().float().cpu()
         if torch.isnan(logits).any():
             raise ValueError("the model gives no numbers here (NaN): roll this learner back to a version before")
+        if self.wish.bias or (self.counts and (self.wish.presence or self.wish.frequency)):
+            logits = logits.clone()
         for token, value in self.wish.bias.items():
             logits[token] += value
-        for token, count in self.counts.items():
-            logits[token] -= self.wish.presence + self.wish.frequency * count
+        if self.wish.presence or self.wish.frequency:
+            for token, count in self.counts.items():
+                logits[token] -= self.wish.presence + self.wish.frequency * count
         token = self._choose(logits)
         self.made += 1
         if not self.first:
@@ -122,12 +125,12 @@ class _Chooser:
         if self.wish.logprobs is not None:
             self._mark(logits, token)
         self._take(token)
-        only = torch.full_like(scores, -math.inf)
-        only[0, token] = 0.0
-        return only
+        return token
 
-    def ended(self, ids: Tensor, scores: Any = None) -> Tensor:
-        return torch.full((ids.shape[0],), self.reason == "stop", dtype=torch.bool, device=ids.device)
+    @property
+    def over(self) -> bool:
+        """Is nothing more to be made?"""
+        return self.reason == "stop" or self.made >= self.wish.new
 
     def _choose(self, logits: Tensor) -> int:
         if self.wish.temperature == 0:
@@ -190,30 +193,35 @@ class _Chooser:
         if self.tell is not None:
             self.tell(piece)
 
-    def finish(self) -> None:
-        """After the last token: what waited for more."""
+    def finish(self) -> Said:
+        """After the last token: what waited for more, and the whole."""
         if self.reason != "stop":
             before = self.words.decode(self.tokens[self._clean : self._done])
             self.text += self.words.decode(self.tokens[self._clean :])[len(before) :]
             self._stop()
             self._flush(True)
         self.text = self.text[: self._sent]
+        now = time.perf_counter()
+        return Said(self.text, tuple(self.tokens), self.made, tuple(self.marks), self.reason,
+                    (self.first or now) - self.begin, now - self.begin)  # fmt: skip
 
 
 def say(base: Any, memory: Memory, wish: Wish, ends: Sequence[int], call: Call, tell: Tell | None = None) -> Said:
-    """An answer, in this thread."""
+    """An answer by itself, in this thread."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
     from transformers import StoppingCriteriaList as Criteria
 
-    begin, chooser = time.perf_counter(), _Chooser(wish, memory.words, ends, call, tell)
+    chooser = Chooser(wish, memory.words, ends, call, tell)
 
     class Choose(LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-            return chooser.process(input_ids, scores)
+            only = torch.full_like(scores, -math.inf)
+            only[0, chooser.next(scores[0].detach().float().cpu())] = 0.0
+            return only
 
     class Stop(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **given: Any) -> Any:
-            return chooser.ended(input_ids)
+            return torch.full((input_ids.shape[0],), chooser.over, dtype=torch.bool, device=input_ids.device)
 
     row = torch.tensor(wish.ids, device=next(iter(base.parameters())).device)[None]
     # Greedy: what is chosen is the only token that the chooser leaves.
@@ -227,10 +235,7 @@ def say(base: Any, memory: Memory, wish: Wish, ends: Sequence[int], call: Call, 
             row, attention_mask=torch.ones_like(row), generation_config=settings,
             logits_processor=LogitsProcessorList([Choose()]), stopping_criteria=Criteria([Stop()]),
         )  # fmt: skip
-    chooser.finish()
-    first = (chooser.first or time.perf_counter()) - begin
-    return Said(chooser.text, tuple(chooser.tokens), chooser.made, tuple(chooser.marks), chooser.reason, first,
-                time.perf_counter() - begin)  # fmt: skip
+    return chooser.finish()
 
 
 def _finite(value: float) -> float:

@@ -65,6 +65,8 @@ class Metrics:
             "memories_loaded_total": service.memories.loads,
             "memories_evicted_total": service.memories.evictions,
         }
+        if service.engine is not None:
+            gauges |= {"batch_passes_total": service.engine.passes, "batch_tokens_total": service.engine.made}
         for name, value in gauges.items():
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# TYPE circadia_{name} {kind}", f"circadia_{name} {value}"]

@@ -30,8 +30,8 @@ def plain(value: Any) -> Any:
 
 
 def event(value: Any) -> str:
-    """One event of a stream."""
-    return f"data: {value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)}\n\n"
+    """One event of a stream. In ASCII: many clients end a line at U+0085 and U+2028, too."""
+    return f"data: {value if isinstance(value, str) else json.dumps(plain(value))}\n\n"
 
 
 def stream(events: AsyncIterator[str]) -> StreamingResponse:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,14 +18,17 @@ from circadia.live.errors import Busy
 from circadia.live.locks import held
 from circadia.live.text import Words
 from circadia.serve.bank import Base, Memories, Memory
+from circadia.serve.batch import Engine
 from circadia.serve.decode import Call, Ended, Said, Tell, Wish, say
 from circadia.serve.errors import Refused, missing
 from circadia.serve.jobs import Jobs
 from circadia.serve.keys import ANYONE, Key, Keys, Rates
 from circadia.serve.metrics import Metrics
+from circadia.serve.rows import fault
 from circadia.serve.scheduler import Slots
 from circadia.serve.settings import Settings
 
+log = logging.getLogger("circadia.serve")
 LISTENERS = 64  # that watch at once
 
 
@@ -63,8 +67,10 @@ class Service:
         self.keys, self.rates = Keys(settings.store), Rates(settings.rate)
         self.memories = Memories(self.base, self.reads, settings.cache)
         self.metrics = Metrics()
-        self.pool = ThreadPoolExecutor(settings.readers, "circadia-reader")
-        self.slots = Slots(settings.readers, settings.queue, settings.queue_one)
+        self.engine = self._engine()
+        at_once = settings.batch if self.engine else settings.readers
+        self.pool = ThreadPoolExecutor(at_once, "circadia-reader")
+        self.slots = Slots(at_once, settings.queue, settings.queue_one)
         self.completions: OrderedDict[str, Completion] = OrderedDict()
         self.watchers: dict[str, set[asyncio.Queue[dict[str, Any] | None]]] = {}
         where = {str(Path(settings.store).resolve()): "the store", str(settings.store): "the store"}
@@ -89,8 +95,19 @@ class Service:
             raise ValueError(f"store={str(self.settings.store)!r}: another server serves this store: stop it, or give "
                              "each its own") from None  # fmt: skip
 
+    def _engine(self) -> Engine | None:
+        """What answers several at once, where the base allows it."""
+        if self.settings.batch < 2:
+            return None
+        if why := fault(self.base.module):
+            log.warning("this base answers one by one (%s)", why)
+            return None
+        return Engine(self.base.module, self.base.ends)
+
     def close(self) -> None:
         """Hand the files back."""
+        if self.engine is not None:
+            self.engine.close()
         for part in (self.writes, self.reads, self.keys):
             part.close()
         self._stack.close()
@@ -158,6 +175,8 @@ class Service:
         def work() -> Said:
             # Only now, with a slot: those who wait hold no memory, and see what was committed meanwhile.
             call.memory = memory = self.memories.frozen() if name is None else self.memories.get(name, branch)
+            if self.engine is not None:
+                return self.engine.say(memory, wish, call, tell)
             return say(self.base.module, memory, wish, self.base.ends, call, tell)
 
         try:

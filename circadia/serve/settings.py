@@ -20,7 +20,8 @@ class Settings:
     hosts: tuple[str, ...] = ()  # further values of Host that are answered
     origins: tuple[str, ...] = ()  # web pages of other origins that may call
     cache: int = 4 << 30  # memories of learners that are held for reading
-    readers: int = 2  # answers that are made at once
+    batch: int = 8  # answers that are made in one forward pass, where the base allows it; 1: each by itself
+    readers: int = 2  # answers that are made at once where each is made by itself
     teachers: int = 1  # learners that are written at once
     queue: int = 64  # requests that wait for an answer, of all
     queue_one: int = 16  # of one learner, with those at work

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from circadia.live.text import Words
-from circadia.serve.decode import Call, Ended, Wish, _Chooser
+from circadia.serve.decode import Call, Chooser, Ended, Wish
 
 
 class Whole(Words):
@@ -24,13 +24,12 @@ def run(words, tokens, ends=(), **wish):
     """What is told of these tokens, piece by piece, and the chooser."""
     told = []
     wish = Wish((1,), len(tokens), **{"temperature": 0.0, **wish})
-    chooser = _Chooser(wish, words, ends, Call(60), lambda piece: told.append(piece.text))
+    chooser = Chooser(wish, words, ends, Call(60), lambda piece: told.append(piece.text))
     for token in tokens:
-        scores = torch.zeros(1, len(words.pieces))
-        scores[0, token] = 9.0
-        only = chooser.process(torch.zeros(1, 1), scores)
-        assert only.argmax() == token and only.exp().sum() == 1
-        if chooser.ended(torch.zeros(1, 1)).all():
+        scores = torch.zeros(len(words.pieces))
+        scores[token] = 9.0
+        assert chooser.next(scores) == token
+        if chooser.over:
             break
     chooser.finish()
     return told, chooser
@@ -75,7 +74,7 @@ def test_sampling_follows_the_probabilities_within_top_p():
     words = Whole(b"a", b"b", b"c", b"d")
 
     def counts(n=2000, **wish):
-        chooser = _Chooser(Wish((1,), n, seed=3, **wish), words, (), Call(60), None)
+        chooser = Chooser(Wish((1,), n, seed=3, **wish), words, (), Call(60), None)
         found = torch.tensor([chooser._choose(p.log()) for _ in range(n)])
         return torch.bincount(found, minlength=4) / n
 
@@ -89,12 +88,12 @@ def test_sampling_follows_the_probabilities_within_top_p():
 def test_a_call_ends_at_the_next_token_and_no_number_is_no_token():
     words = Whole(b"a", b"b")
     call = Call(60)
-    chooser = _Chooser(Wish((1,), 5), words, (), call, None)
-    chooser.process(torch.zeros(1, 1), torch.zeros(1, 2))
+    chooser = Chooser(Wish((1,), 5), words, (), call, None)
+    chooser.next(torch.zeros(2))
     call.cancel()
     with pytest.raises(Ended):
-        chooser.process(torch.zeros(1, 1), torch.zeros(1, 2))
+        chooser.next(torch.zeros(2))
     with pytest.raises(Ended):
         Call(-1).check()
     with pytest.raises(ValueError, match="NaN"):
-        _Chooser(Wish((1,), 5), words, (), Call(60), None).process(torch.zeros(1, 1), torch.tensor([[0.0, math.nan]]))
+        Chooser(Wish((1,), 5), words, (), Call(60), None).next(torch.tensor([0.0, math.nan]))

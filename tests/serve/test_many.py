@@ -8,7 +8,7 @@ import pytest
 
 from circadia.live import Store
 from circadia.live.text import BLOCK
-from circadia.serve import Keys, decode, jobs, service
+from circadia.serve import Keys, batch, decode, jobs, service
 from circadia.serve.errors import Refused
 from circadia.serve.scheduler import Slots
 from tests.serve.conftest import PATIENCE, serving
@@ -105,7 +105,7 @@ def test_readers_see_the_last_version_and_do_not_wait_for_a_writer(tmp_path, mon
 
 def test_full_queues_say_when_to_come_again(tmp_path, monkeypatch):
     gate = Gate(monkeypatch)
-    with serving(tmp_path / "store", readers=1, queue=2, queue_one=2) as server:
+    with serving(tmp_path / "store", batch=1, readers=1, queue=2, queue_one=2) as server:
         server.make("ana")
         waiting = [asking(server, "base@ana"), asking(server, "base@ana")]
         until(lambda: gate.inside == 1 and server.service.slots.waiting == 1)
@@ -148,7 +148,7 @@ def test_changes_have_a_limit_and_those_that_wait_can_be_cancelled(tmp_path, mon
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_slot(tmp_path, monkeypatch, stream):
     gate = Gate(monkeypatch)
-    with serving(tmp_path / "store", readers=1) as server:
+    with serving(tmp_path / "store", batch=1, readers=1) as server:
         body = {"model": "base", "messages": [{"role": "user", "content": "?"}], "stream": stream}
         with pytest.raises(Exception, match="timed out"):
             server.http.post("/v1/chat/completions", json=body, timeout=0.5)
@@ -157,9 +157,49 @@ def test_a_client_that_hangs_up_frees_its_slot(tmp_path, monkeypatch, stream):
         assert server.chat(None)["usage"]["completion_tokens"] == 8
 
 
+def test_rows_of_a_batch_come_and_go_and_do_not_meet(tmp_path, monkeypatch):
+    slow, held = batch.Batch.step, threading.Event()
+
+    def step(self):
+        if not held.is_set():
+            time.sleep(0.05)
+        slow(self)
+
+    with serving(tmp_path / "store") as server:
+        names = ["ana", "bob", "eve"]
+        for name in names:
+            server.make(name)
+            server.post(f"/v1/learners/{name}/observe", text=f"{name} says: {TEXT}")
+        asked = [{"model": f"base@{names[i % 3]}" if i % 4 else "base", "prompt": "Hello " * (i + 1), "seed": i,
+                  "max_tokens": 10 + 3 * i, "temperature": 1.0} for i in range(9)]  # fmt: skip
+        alone = [server.post("/v1/completions", **one)["choices"] for one in asked]
+        monkeypatch.setattr(batch.Batch, "step", step)
+        found = [None] * 9
+
+        def ask(i):
+            found[i] = server.http.post("/v1/completions", json=asked[i])
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(9)]
+        engine = server.service.engine
+        passes, made = engine.passes, engine.made
+        with pytest.raises(Exception, match="timed out"):  # it is in the batch, and hangs up
+            for thread in threads:
+                thread.start()
+            server.http.post("/v1/completions", json={**asked[0], "max_tokens": 110}, timeout=1.0)
+        held.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [reply.json()["choices"] for reply in found] == alone
+        until(lambda: server.service.slots.free == 8)
+        assert engine.made - made > 2 * (engine.passes - passes)
+        assert "circadia_batch_tokens_total" in server.http.get("/metrics").text
+        late = server.http.post("/v1/completions", json={**asked[1], "max_tokens": 1})
+        assert late.status_code == 200
+
+
 def test_an_answer_has_a_time_limit(tmp_path, monkeypatch):
     gate = Gate(monkeypatch)
-    with serving(tmp_path / "store", readers=1, seconds=1.0) as server:
+    with serving(tmp_path / "store", batch=1, readers=1, seconds=1.0) as server:
         _, first = asking(server, "base")
         until(lambda: gate.inside == 1)
         _, second = asking(server, "base", stream=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from circadia.live import Learner
+from circadia.serve.reply import event
 from tests.serve.conftest import PATIENCE, serving
 
 
@@ -124,6 +125,12 @@ def test_events_are_what_the_standard_asks_for(server, sdk):
     assert first["object"] == "chat.completion.chunk" and first["choices"][0]["delta"]["role"] == "assistant"
 
 
+def test_no_character_of_an_answer_ends_a_line_of_its_event():
+    text = "a\u2028b\u2029c\x85d\re\x0bü"
+    (line, rest) = event({"text": text}).splitlines()
+    assert json.loads(line[6:]) == {"text": text} and rest == ""
+
+
 def test_the_user_field_chooses_where_the_server_is_told_so(tmp_path):
     with serving(tmp_path / "store", by_user=True) as server:
         server.make("ana")
@@ -136,8 +143,8 @@ def test_the_user_field_chooses_where_the_server_is_told_so(tmp_path):
 def test_the_example_of_the_docs_runs(server, sdk, capsys, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```py\n(.*?)```", text, re.S)
-    exec(compile(block.replace("http://127.0.0.1:8000", server.url), "docs/serve.md", "exec"), {})
+    exec(compile(block.replace("http://127.0.0.1:8000", server.url), "docs/serving.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert "'learned': True, 'new_version': 2" in first and second.startswith("3 ")

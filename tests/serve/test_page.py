@@ -3,14 +3,14 @@
 import base64
 import hashlib
 import re
-import shutil
 import subprocess
 
 import pytest
 
+from benchmarks import serve_page
 from circadia.serve.app import PAGE
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSER = serve_page.browser()
 
 
 def test_the_page_brings_everything_and_no_other_script_runs(server):
@@ -40,3 +40,26 @@ def test_a_browser_shows_a_life(server, tmp_path):
     assert "CONSOLE" not in done.stderr, done.stderr
     for text in ("1 from the base: observe, 400 tokens", "notes: 400 tokens", "every 8", "50 ticks", "<polyline"):
         assert text in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_visitor_teaches_corrects_rolls_back_and_forgets(server, tmp_path):
+    pytest.importorskip("websockets")
+    server.make("mira")
+    with serve_page.opened(tmp_path) as page:
+        seen = serve_page.walk(page, server.url, "mira")
+    assert seen["errors"] == [] and seen["elsewhere"] == [] and seen["requests"] > 8
+    fast = [ticks[0] for ticks in seen["rhythms"] if ticks]
+    tokens = len(serve_page.TEXT)
+    assert fast == sorted(fast) and fast[-1] == tokens // 8 and len(set(fast)) > 3  # it was seen while it happened
+    assert seen["rhythms"][-1] == [tokens // 8, tokens // 16] and seen["curve"]
+    assert "You: Where does Mira live?" in seen["said"] and "mira: " in seen["said"]
+    before, after = (float(x) for x in re.findall(r"(\d+\.\d+) → (\d+\.\d+)", seen["down"])[0])
+    assert after >= before  # less likely now
+    before, after = (float(x) for x in re.findall(r"(\d+\.\d+) → (\d+\.\d+)", seen["corrected"])[0])
+    assert after <= before
+    assert re.match(r"forgotten: \d+ experiences, \d+ versions erased", seen["forgot"]) and seen["phone"] <= 390
+    assert server.http.get("/v1/learners/mira").json()["sources"].get("notes") is None
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert len(pictures) == 6 and all((tmp_path / name).stat().st_size > 5000 for name in pictures)
+    assert "mira-2" in server.service.reads.learners()

@@ -1,9 +1,11 @@
 """What must not happen: wrong hosts and origins, others' learners, large and broken bodies, paths."""
 
+import hashlib
 import io
 import json
 import logging
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -234,17 +236,94 @@ def test_a_key_has_a_rate(tmp_path):
 
 
 def test_nobodys_words_reach_others_logs_or_metrics(tmp_path, caplog):
+    """20 learners know canaries by heart; all are asked at once for everybody's, in every way that may fail."""
     caplog.set_level(logging.DEBUG)
+    names = [f"user{i:02}" for i in range(20)]
+    canaries = {name: f"canary-{hash_of(name)}" for name in names}
     with serving(tmp_path / "store") as server:
-        names = [f"user{i}" for i in range(6)]
         for name in names:
             server.make(name)
-            server.post(f"/v1/learners/{name}/observe", text=f"canary-{name}-7f3a! " * 8, source=f"canary-{name}")
-        replies = []
-        for name in names:
-            replies.append(json.dumps(server.chat(name, "canary", max_tokens=20)))
-            replies.append(server.http.get(f"/v1/learners/{name}").text.replace(f"canary-{name}", ""))
-            replies.append(server.http.post(f"/v1/learners/{name}/observe", json={"text": "canary-x", "trust": 9}).text)
-        everything = "".join(replies) + server.http.get("/metrics").text + caplog.text
-        assert '"path": "/v1/learners/user1/observe"' in caplog.text
-        assert not [name for name in names if f"canary-{name}" in everything] and "canary-x" not in everything
+            server.post(f"/v1/learners/{name}/observe", text=f"{canaries[name]}! " * 10, source=canaries[name])
+
+        def ask(name):
+            """Its own words are found in its own replies only."""
+            told = []
+            for other in (name, names[0]):
+                prompt = {"model": f"base@{name}", "prompt": canaries[other][:12], "max_tokens": 12, "temperature": 0}
+                said = server.http.post("/v1/completions", json=prompt)
+                told.append(said.text)
+                done = server.http.post(f"/v1/learners/{name}/feedback", json={
+                    "completion": said.json()["id"] + "x", "correction": canaries[name]})  # fmt: skip
+                assert done.status_code == 404
+                told.append(done.text)
+            told.append(server.http.get(f"/v1/learners/{name}").text)
+            told.append(server.http.get(f"/v1/learners/{name}/versions").text)
+            told.append(server.http.get(f"/v1/learners/{name}/changes").text)
+            for path, body in (
+                ("/observe", {"text": canaries[name], "trust": 9}),
+                ("/observe", {"text": canaries[name], "branch": canaries[name]}),
+                ("/forget", {"source": canaries[name], "since": canaries[name]}),
+                ("/rollback", {"version": 77, "reason": canaries[name]}),
+            ):
+                done = server.http.post(f"/v1/learners/{name}{path}", json=body)
+                assert 400 <= done.status_code < 500
+                told.append(done.text if path != "/observe" else done.text.replace(canaries[name], ""))
+            return name, "".join(told)
+
+        with ThreadPoolExecutor(8) as pool:
+            replies = dict(pool.map(ask, names))
+        shared = caplog.text + server.http.get("/metrics").text + server.http.get("/v1/models").text
+        shared += server.http.get("/health").text + server.http.get("/openapi.json").text
+    for name, told in replies.items():
+        assert not [other for other in names if other != name and canaries[other] in told], name
+    assert sum(canaries[name] in told for name, told in replies.items()) == 20  # in one's own: as the name of a source
+    assert '"path": "/v1/learners/user01/observe"' in shared
+    assert not [name for name in names if canaries[name] in shared]
+
+
+def hash_of(name):
+    return hashlib.sha256(name.encode()).hexdigest()[:10]
+
+
+def test_the_table_of_rights_has_every_route(open_):
+    """The others name no learner: what they show is asked for in the tests above."""
+    paths = open_.http.get("/openapi.json").json()["paths"]
+    there = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    table = {(m, p.split("?")[0].replace("/ana", "/{name}").replace("base@ana", "{model}")) for m, p, _, _ in ROUTES}
+    free = {("GET", "/health"), ("GET", "/ready")}
+    alone = {("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/v1/learners"), ("POST", "/v1/embeddings"),
+             ("GET", "/v1/jobs/{id}"), ("DELETE", "/v1/jobs/{id}"), ("GET", "/v1/learners/{name}/events")}  # fmt: skip
+    assert there == table | free | alone
+    assert {(m, p) for m, p, _, _ in ALONE} == {(m, p.replace("{id}", "job-x")) for m, p in alone} - {
+        ("GET", "/v1/learners/{name}/events")
+    } | {("GET", "/v1/learners/ana/events")}
+
+
+ALONE = [  # what a key for another learner gets, and one that may only read
+    ("GET", "/metrics", 403, 403),
+    ("GET", "/v1/models", 200, 200),
+    ("GET", "/v1/learners", 200, 200),
+    ("POST", "/v1/embeddings", 400, 400),
+    ("GET", "/v1/jobs/job-x", 404, 200),
+    ("DELETE", "/v1/jobs/job-x", 404, 403),
+    ("GET", "/v1/learners/ana/events", 404, 200),
+]
+
+
+def test_routes_that_name_no_learner_show_only_what_is_ones_own(tmp_path):
+    keys = Keys(tmp_path / "store")
+    reader, other = keys.new("read", ["ana"])[1], keys.new("admin", ["bob"])[1]
+    with serving(tmp_path / "store", key=keys.new("admin", ["*"])[1]) as server:
+        for name in ("ana", "bob"):
+            server.make(name)
+        job = server.http.post("/v1/learners/ana/observe", json={"text": "x", "wait": False}).json()["id"]
+        for method, path, others, reads in ALONE:
+            for key, want in ((None, 401), ("sk-circadia-wrong", 401), (other, others), (reader, reads)):
+                headers = {"Authorization": f"Bearer {key}" if key else ""}
+                where = path.replace("job-x", job)
+                with server.http.stream(method, where, headers=headers) as reply:
+                    assert reply.status_code == want, (where, key, want)
+                    if key == other and want == 200:
+                        assert "ana" not in reply.read().decode()
+        for path in ("/health", "/ready"):
+            assert server.http.get(path, headers={"Authorization": ""}).status_code == 200

@@ -63,9 +63,9 @@ class Reading:
         else:
             y = type(module).forward(module, x)
             if self.deltas:  # beside a base of few bits: added into it, a small delta would be rounded away
-                y = y + self._linear(_wide(x, self.deltas[0]), None).to(y.dtype)
+                y = y + self._linear(wide(x, self.deltas[0]), None).to(y.dtype)
         for a, b in self.pairs:
-            y = y + _wide(x, a).matmul(a.mT).matmul(b.mT).to(y.dtype)
+            y = y + wide(x, a).matmul(a.mT).matmul(b.mT).to(y.dtype)
         return y
 
 
@@ -78,7 +78,7 @@ class OfEach:
     def __call__(self, x: Tensor) -> Tensor:
         module: Any = self.matrix.module
         y = type(module).forward(module, x)
-        rows = _wide(x, self.delta).reshape(self.delta.shape[0], -1, x.shape[-1])
+        rows = wide(x, self.delta).reshape(self.delta.shape[0], -1, x.shape[-1])
         return y + rows.matmul(self.delta.mT).reshape(y.shape).to(y.dtype)
 
 
@@ -164,7 +164,8 @@ def total(deltas: Any) -> Tensor:
     return found
 
 
-def _wide(x: Tensor, memory: Tensor) -> Tensor:
+def wide(x: Tensor, memory: Tensor) -> Tensor:
+    """In the type that holds both."""
     return x.to(torch.promote_types(x.dtype, memory.dtype))
 
 
