@@ -56,7 +56,7 @@ def test_links_resolve(page: Path) -> None:
 def test_code_is_marked_by_what_it_is(page: Path) -> None:
     """Python is run above, or, as "py" where it needs a server, by tests/serve."""
     kinds = {kind for kind, _ in FENCE.findall(page.read_text())}
-    kinds -= {"py"} if page.name == "serve.md" else set()
+    kinds -= {"py"} if page.name == "serving.md" else set()
     assert kinds <= {"python", "console", "yaml", "json", "sh", "text", ""}, kinds
     for kind, block in FENCE.findall(page.read_text()):
         assert kind in ("python", "py") or not re.search(r"^(import|from) \w+", block, re.M), block
