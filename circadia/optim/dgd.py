@@ -91,8 +91,11 @@ class DGD(Base):
     def _record(self, layer: nn.Linear, x: Tensor, y: Tensor | None, delta: Tensor) -> None:
         """Take in the samples of one pass; ``y`` is the output, None if it was overwritten."""
         rows = x.reshape(-1, x.shape[-1]).to(precision(layer.weight))
-        counted = (delta.reshape(-1, delta.shape[-1]) != 0).any(-1).to(rows.dtype)
-        kept = rows * counted[:, None]
+        # On a CPU many times as fast as (delta != 0).any(-1): the products beside it are all that this may cost.
+        each = delta.reshape(-1, delta.shape[-1])
+        counted = (each.amax(-1) != 0) | (each.amin(-1) != 0)
+        everything = rows.device.type == "cpu" and bool(counted.all())
+        kept = rows if everything else rows * counted[:, None]
         sums = self.seen.setdefault(layer, {})
         if y is not None and self._by_outputs(layer, y.dtype):
             out = y.reshape(-1, y.shape[-1])
@@ -100,7 +103,7 @@ class DGD(Base):
             new = {"held": out.mT @ kept}
         else:
             new = {"gram": kept.mT @ rows}
-        new |= {"size": (kept * rows).sum(), "count": counted.sum()}
+        new |= {"size": torch.dot(kept.reshape(-1), rows.reshape(-1)), "count": counted.sum().to(rows.dtype)}
         for name, value in new.items():
             sums[name] = sums[name] + value if name in sums else value
 

@@ -67,4 +67,4 @@ def dgd(w: Tensor, g: Tensor, gram: Tensor, lr: Any, *, rate: str = "exact", era
 
 def dgd_from_outputs(w: Tensor, g: Tensor, held: Tensor, size: Any, lr: Any, *, erase: float = 1.0) -> Tensor:
     """The same from ``held`` = W C, the mean of (W x) x^T, where a layer has W x at hand; ``size`` is tr C, or 1."""
-    return w - lr / (1 + lr * size) * (erase * held + g)
+    return w - lr / (1 + lr * size) * ((held if erase == 1 else erase * held) + g)
