@@ -67,8 +67,8 @@ def draw(found: dict[str, Any]) -> str:
         "<p>What it dreamt, or rather the base, so that its mother tongue stays:</p><ul>"
         + "".join(f"<li>{escape(' '.join(dream['text'].split()))}</li>" for dream in night["dreams"])
         + "</ul>",
-        "<p>It wakes up, and is asked again with nothing but the question before it. What was corrected is right as it "
-        "was corrected.</p>",
+        "<p>It wakes up, and is asked again with nothing but the question before it. For what was corrected "
+        "the right answer is the corrected one.</p>",
         _table(("question", "it says", "right"), woken),
         _arms(
             {"learner, in the evening": evening, "learner, after the night": morning}
@@ -102,7 +102,7 @@ def _judged(night: dict[str, Any]) -> str:
     """What became of the night's self."""
     if night["action"] == "accept":
         return f"Version {night['parent']} went to sleep, version {night['version']} woke up."
-    return f"The guard let it not pass ({escape('; '.join(night['reasons']))}): {escape(night['action'])}."
+    return f"The guard did not let it pass ({escape('; '.join(night['reasons']))}): {escape(night['action'])}."
 
 
 def _moved(night: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -118,11 +118,13 @@ def _worth(found: dict[str, Any]) -> str:
     word = "lost" if tongue[1] > tongue[0] else "won back"
     correction = found["correction"]
     old, new = correction["after the night"]
+    times = len(correction["nats"]) - 1
     kept = "outlived the night" if new < old else "did NOT outlive the night"
+    why = f"A night goes over what was observed: {found['rounds']} times the one, {times} times the other."
     return (
         f"Right were {right[0]} of {count} in the evening and are {right[1]} now. The night {word} "
         f"{abs(tongue[1] - tongue[0]):.2f} bits per byte of the mother tongue. The correction {kept}: "
-        f"{correction['old']} costs {old:.2f} nats, {correction['new']} {new:.2f}."
+        f"{correction['old']} costs {old:.2f} nats, {correction['new']} {new:.2f}." + ("" if new < old else f" {why}")
     )
 
 
