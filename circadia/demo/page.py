@@ -60,7 +60,8 @@ def draw(found: dict[str, Any]) -> str:
         f"<h2>A correction</h2><p>“{escape(correction['prompt'])} <b>{escape(correction['new'])}</b>, not "
         f"{escape(correction['old'])}.” What each answer costs it, in nats, each time that it was said:</p>",
         _table(("", correction["old"], correction["new"]), corrected),
-        f"<h2>A night</h2><p>Once more over {night['windows']} windows of all that it ever observed, beside "
+        f"<h2>A night</h2><p>Once more over {night['windows']} windows of all that it ever observed, corrections "
+        f"{night['settings']['corrections']} times as often as what was read, beside "
         f"dreams of the base: {cost['learned']:,} tokens were learned in {night['seconds']:.0f} seconds, where "
         f"its days had {night['tokens read by day']:,}. {escape('; '.join(night['moved']))}. {_judged(night)}</p>",
         _table(("level", "from the base, evening", "morning"), _moved(night)),
