@@ -69,7 +69,7 @@ def draw(found: dict[str, Any]) -> str:
         + "".join(f"<li>{escape(' '.join(dream['text'].split()))}</li>" for dream in night["dreams"])
         + "</ul>",
         "<p>It wakes up, and is asked again with nothing but the question before it. For what was corrected "
-        "the right answer is the corrected one.</p>",
+        "the right answer is the corrected one; those that are fine-tuned have read it as often.</p>",
         _table(("question", "it says", "right"), woken),
         _arms(
             {"learner, in the evening": evening, "learner, after the night": morning}
