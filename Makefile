@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
-	@echo "make demo   install into $(VENV), then watch a small model read, answer, be corrected and forget (about 2 minutes)"
+	@echo "make demo   install into $(VENV), then watch a small model read, answer, be corrected, sleep and forget (a few minutes)"
 	@echo "make docs   install into $(VENV), then build the documentation as a site in site/"
 	@echo "make clean  remove $(VENV) and what the runs left"
 

@@ -62,6 +62,11 @@ def test_learner_lives_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture
     assert shown.count("The vault opens with seven") == 1 and "under the blue stone" in shown
 
 
+def test_a_night_binds_what_the_day_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("learner_sleep").main(str(tmp_path)) == (0, 2, 0)
+    assert "6 windows of the journal into slowest" in capsys.readouterr().out
+
+
 def test_m3_trains_in_the_trainer() -> None:
     losses = load("m3_trainer").main(20)
     assert losses[-1] < 2.0 < losses[0]

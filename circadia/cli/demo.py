@@ -13,7 +13,7 @@ def demo(
     ] = "bundled",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each fact is read.")] = 10,
 ) -> None:
-    """Watch a small model read, answer, be corrected, forget and go back, beside the same model fine-tuned."""
+    """Watch a small model read, answer, be corrected, sleep, forget and go back, beside the same model fine-tuned."""
     from circadia.demo.show import run
 
     try:

@@ -15,28 +15,32 @@ def night(done: Any, json: bool) -> None:
     if json:
         _json(done)
         return
+    print("\n".join(told(done)))
+
+
+def told(done: Any) -> list[str]:
+    """The short report, a line each."""
     if done.action == "none":
-        print("nothing to sleep on was observed since the last night: nothing was changed")
-    elif done.action == "stopped":
-        print("stopped: nothing was changed; --resume takes the night up again")
-    else:
-        print(summary(done.report))
-        for text in done.report["moved"]:
-            print(f"  moved: {text}")
-        for text in done.report["dropped"]:
-            print(f"  dropped: {text}")
-        for one in done.report["quarantined"]:
-            print(f"  held back: {one['number']} ({one['source']}): {one['reason']}; {one['detail']}")
-        cost = done.report["cost"]
-        cut = ": the budget ended it" if done.report["stopped_by_budget"] else ""
-        tokens = f"learned {cost['learned']:,} tokens, read {cost['read']:,}, made {cost['made']:,}"
-        print(f"  {tokens}, in {done.seconds:.1f} s{cut}")
-        if done.report["refused"]:
-            print(f"  nothing was changed: {done.report['refused']}")
-        end = {"accept": f"version {done.version}", "hold": f"version {done.version} is held"}
-        print("  " + end.get(done.action, "no new version"))
-        for text in done.reasons:
-            print(f"  guard: {text}")
+        return ["nothing to sleep on was observed since the last night: nothing was changed"]
+    if done.action == "stopped":
+        return ["stopped: nothing was changed; --resume takes the night up again"]
+    report = done.report
+    lines = [summary(report)]
+    lines += [f"  moved: {text}" for text in report["moved"]]
+    lines += [f"  dropped: {text}" for text in report["dropped"]]
+    lines += [
+        f"  held back: {one['number']} ({one['source']}): {one['reason']}; {one['detail']}"
+        for one in report["quarantined"]
+    ]
+    cost = report["cost"]
+    cut = ": the budget ended it" if report["stopped_by_budget"] else ""
+    tokens = f"learned {cost['learned']:,} tokens, read {cost['read']:,}, made {cost['made']:,}"
+    lines.append(f"  {tokens}, in {done.seconds:.1f} s{cut}")
+    if report["refused"]:
+        lines.append(f"  nothing was changed: {report['refused']}")
+    end = {"accept": f"version {done.version}", "hold": f"version {done.version} is held"}
+    lines.append("  " + end.get(done.action, "no new version"))
+    return lines + [f"  guard: {text}" for text in done.reasons]
 
 
 def summary(report: dict[str, Any]) -> str:

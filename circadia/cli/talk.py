@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from circadia.live.observing import Observed
 
 SMALL = 100_000_000  # parameters below which nobody should expect sense
+DREAMS = 3  # of a night that are shown
 TURNS = 16  # of the conversation that an answer sees
 
 
@@ -44,6 +45,11 @@ class Talk:
             ),
             "raw": ("TEXT", "let it go on with a text", self.raw),
             "read": ("FILE [TIMES]", "let it read a text file", self.read),
+            "sleep": (
+                "[MINUTES]",
+                "go over the day again, and dream; /sleep resume: one that was stopped",
+                self.sleep,
+            ),
             "levels": ("", "what learns how often, and how far it has moved", self.levels),
             "versions": ("", "what can be gone back to", self.versions),
             "rollback": ("VERSION", "go back (or forth) to a version; 0 is the base", self.rollback),
@@ -168,6 +174,30 @@ class Talk:
                   f"{f'version {done.version}' if done.version else 'no new version'}")  # fmt: skip
         if done.held:
             self.note(f"guard: {done.held}", "yellow")
+
+    def sleep(self, rest: str) -> None:
+        """A night with the defaults; it wakes with nothing but its memory."""
+        from circadia.cli.sleep_show import told
+
+        how: dict[str, Any] = {}
+        if rest == "resume":
+            how["resume"] = True
+        elif rest:
+            try:
+                how["minutes"] = float(rest)
+            except ValueError:
+                raise ValueError(f"/sleep {rest}: give minutes, as a number above 0, or resume") from None
+        night = self.me.sleep(progress=self.terminal, **how)
+        if night.action == "stopped":
+            self.note("stopped: nothing was changed; /sleep resume takes the night up again")
+            return
+        for text in told(night):
+            self.note(text)
+        for dream in night.report.get("dreams", [])[:DREAMS]:
+            self.note(f"  dream of {dream['about']}: {' '.join(dream['text'].split())[:70]}")
+        if night.action == "accept":
+            self.turns, self.answer, self.seen = [], None, None
+            self.note("It wakes up; the conversation begins anew.")
 
     # What is known
 

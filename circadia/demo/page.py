@@ -20,17 +20,23 @@ COLOURS = {"last week": "#4f46e5", "today": "#0f766e"}
 def draw(found: dict[str, Any]) -> str:
     """HTML out of what a story found."""
     forgot, correction, rolled = found["forgot"], found["correction"], found["rolled back"]
-    asked = [(f"{x['prompt']} ...", x["said"], _mark(x["said"].strip() == x["value"])) for x in found["asked"]]
+    asked = _asked(found["asked"])
     corrected = [
         (f"after {i}" if i else "before", f"{a:.2f}", f"{b:.2f}") for i, (a, b) in enumerate(correction["nats"])
     ]
+    night, evening, morning = found["night"], found["evening"]["learner"], found["after the night"]["learner"]
+    woken = [
+        (f"{x['prompt']} ...", x["said"], _mark(x["said"].strip() == x["value"]))
+        for x in found["asked after the night"]
+    ]
+    cost = night["cost"]
     back = rolled["known"]
     versions = [
         (str(v["number"]), str(v["parent"] or "base"), f"{v['tokens']:,}", v["reason"]) for v in found["versions"]
     ]
     now = f"{forgot['nats after']:.2f} (the base: {forgot['nats of the base']:.2f})"
     files = [str(len(forgot[name])) for name in ("files with its words, before", "files with its words")]
-    bits = f"all {forgot['tensors compared']} tensors have the bits of a second life that never read it"
+    bits = f"all {forgot['tensors compared']} tensors have the bits of a second life that never read it, and slept, too"
     proof = [
         ("the answer costs, in nats", f"{forgot['nats before']:.2f}", now),
         ("files of the store with its words", *files),
@@ -54,9 +60,25 @@ def draw(found: dict[str, Any]) -> str:
         f"<h2>A correction</h2><p>“{escape(correction['prompt'])} <b>{escape(correction['new'])}</b>, not "
         f"{escape(correction['old'])}.” What each answer costs it, in nats, each time that it was said:</p>",
         _table(("", correction["old"], correction["new"]), corrected),
+        f"<h2>A night</h2><p>Once more over {night['windows']} windows of all that it ever observed, corrections "
+        f"{night['settings']['corrections']} times as often as what was read, beside "
+        f"dreams of the base: {cost['learned']:,} tokens were learned in {night['seconds']:.0f} seconds, where "
+        f"its days had {night['tokens read by day']:,}. {escape('; '.join(night['moved']))}. {_judged(night)}</p>",
+        _table(("level", "from the base, evening", "morning"), _moved(night)),
+        "<p>What it dreamt, or rather the base, so that its mother tongue stays:</p><ul>"
+        + "".join(f"<li>{escape(' '.join(dream['text'].split()))}</li>" for dream in night["dreams"])
+        + "</ul>",
+        "<p>It wakes up, and is asked again with nothing but the question before it. For what was corrected "
+        "the right answer is the corrected one; those that are fine-tuned have read it as often.</p>",
+        _table(("question", "it says", "right"), woken),
+        _arms(
+            {"learner, in the evening": evening, "learner, after the night": morning}
+            | {f"{arm}, awake": own for arm, own in found["after the night"].items() if arm != "learner"}
+        ),
+        f"<p>{escape(_worth(found))}</p>",
         f"<h2>Forget one thing</h2><p>“{escape(forgot['sentence'])}” Read {forgot['experiences']} times, then "
         f"forgotten on request: {len(forgot['versions'])} versions erased, {forgot['learned again']} experiences "
-        "learned again without it.</p>",
+        "learned again without it, and the night slept again.</p>",
         _table(("proof", "before", "now"), proof),
         f"<h2>Go back</h2><p>Every version is kept. Rolled back from version {rolled['from']} to {rolled['to']} it "
         f"knows {back['last week']['right']} of {back['last week']['of']} of last week and {back['today']['right']} of "
@@ -70,6 +92,40 @@ def draw(found: dict[str, Any]) -> str:
     )
     return f"{head}<title>circadia: a model that keeps learning</title><style>{STYLE}</style></head><body>" + "\n".join(
         [*says, "</body></html>\n"]
+    )
+
+
+def _asked(found: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    return [(f"{x['prompt']} ...", x["said"], _mark(x["said"].strip() == x["value"])) for x in found]
+
+
+def _judged(night: dict[str, Any]) -> str:
+    """What became of the night's self."""
+    if night["action"] == "accept":
+        return f"Version {night['parent']} went to sleep, version {night['version']} woke up."
+    return f"The guard did not let it pass ({escape('; '.join(night['reasons']))}): {escape(night['action'])}."
+
+
+def _moved(night: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(f"every {period}", f"{before:.3f}", f"{after:.3f}") for period, before, after in night["levels"]]
+
+
+def _worth(found: dict[str, Any]) -> str:
+    """What the night was good for and what it cost, whichever way it went."""
+    evening, morning = found["evening"]["learner"], found["after the night"]["learner"]
+    right = [sum(own[d]["right"] for d in DAYS) for own in (evening, morning)]
+    count = sum(evening[d]["of"] for d in DAYS)
+    tongue = [own["mother_tongue"] for own in (evening, morning)]
+    word = "lost" if tongue[1] > tongue[0] else "won back"
+    correction = found["correction"]
+    old, new = correction["after the night"]
+    times = len(correction["nats"]) - 1
+    kept = "outlived the night" if new < old else "did NOT outlive the night"
+    why = f"A night goes over what was observed: {found['rounds']} times the one, {times} times the other."
+    return (
+        f"Right were {right[0]} of {count} in the evening and are {right[1]} now. The night {word} "
+        f"{abs(tongue[1] - tongue[0]):.2f} bits per byte of the mother tongue. The correction {kept}: "
+        f"{correction['old']} costs {old:.2f} nats, {correction['new']} {new:.2f}." + ("" if new < old else f" {why}")
     )
 
 

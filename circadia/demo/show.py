@@ -20,7 +20,7 @@ def run(out: Path, base: str, rounds: int) -> None:
     """All of it."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"Reads, answers, is corrected, forgets, goes back: about 2 minutes on 2 cores; writes {out}/demo.html"
+        f"Reads, answers, is corrected, sleeps, forgets, goes back: a few minutes on 2 cores; writes {out}/demo.html"
     )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "demo.json", b"{}\n")  # a folder that cannot be written is found out now
@@ -34,13 +34,18 @@ def run(out: Path, base: str, rounds: int) -> None:
             console.file.write(f"\r\033[K  {bars} {surprise:.2f} nats a byte; {ticks}")
             console.file.flush()
 
+    def asleep(part: str, at: int, of: int) -> None:
+        if console.is_terminal:
+            console.file.write(f"\r\033[K  {part}: {at} of {of} steps")
+            console.file.flush()
+
     def tell(text: str) -> None:
         if console.is_terminal:
             console.file.write("\r\033[K")
         console.print(text, markup=False)
 
     with tempfile.TemporaryDirectory(prefix="circadia-demo-") as folder:
-        story = Story(Path(folder), base, rounds, tell, seen)
+        story = Story(Path(folder), base, rounds, tell, seen, asleep)
         size = sum(p.numel() for p in story.me.model.base.parameters())
         found = story.run()
     found |= {"circadia": __version__, "parameters": size, "machine": platform.machine()}

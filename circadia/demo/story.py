@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ PERIODS = (64, 512)
 RATES = (3e-4, 1e-3)  # of the arms that are fine-tuned: a careful one and a usual one for so small a model
 SETTINGS: dict[str, Any] = {"periods": list(PERIODS), "rate": 0.3, "decay": 0.01, "gate": {"new": 0}}
 DAYS: dict[str, Sequence[Fact]] = {"last week": told.LAST_WEEK, "today": told.TODAY}
+NIGHT: dict[str, Any] = {"dreams": 64, "replay": {"rate": 1e-3}, "corrections": 10}
+PRESENTED = 50  # times that a night goes over a fact: every reading of it is a window
 Tell = Callable[[str], None]
 Seen = Callable[[int, float, list[int]], None]  # position, surprise of the chunk, updates of each level so far
+Asleep = Callable[[str, int, int], None]  # the part of the night, the step, the steps at most
 
 
 class Story:
     """One life and the arms beside it, in a folder for its stores."""
 
     def __init__(self, folder: Path, base: str = "bundled", rounds: int = 10, tell: Tell = print,
-                 seen: Seen | None = None) -> None:  # fmt: skip
-        self.folder, self.base, self.rounds, self.tell, self.seen = folder, base, rounds, tell, seen
+                 seen: Seen | None = None, asleep: Asleep | None = None) -> None:  # fmt: skip
+        self.folder, self.base, self.rounds = folder, base, rounds
+        self.tell, self.seen, self.asleep = tell, seen, asleep
+        self.days = dict(DAYS)  # what is right by now
+        self.night = {**NIGHT, "replay": {**NIGHT["replay"], "presentations": PRESENTED / rounds}}
         self.me = Learner.create(folder / "store", base, "demo", **SETTINGS)
         if not self.me.reader.words.bytes:
             self.me.close()
@@ -41,7 +48,7 @@ class Story:
     def run(self) -> dict[str, Any]:
         """All parts in their order."""
         with self.me:
-            parts = (self.week, self.today, self.ask, self.correct, self.forget, self.rollback)
+            parts = (self.week, self.today, self.ask, self.correct, self.sleep, self.forget, self.rollback)
             for part in parts:
                 begin = time.perf_counter()
                 part()
@@ -69,7 +76,16 @@ class Story:
         """What each arm knows now."""
         tuned = {name: arm.logits for name, arm in self.naive.items()}
         arms = {"frozen": self.frozen, **tuned, "learner": self.learner}
-        return {name: known(logits, DAYS) for name, logits in arms.items()}
+        return {name: known(logits, self.days) for name, logits in arms.items()}
+
+    def asked(self) -> list[dict[str, str]]:
+        """In its own words, nothing but the question before it."""
+        found = []
+        for fact in self.days["today"]:
+            said = self.me.generate(fact.prompt, max_new_tokens=len(fact.value) + 2, keep=False).text
+            found.append({"prompt": fact.prompt, "said": said.partition(".")[0], "value": fact.value})
+            self.tell(f"  {fact.prompt} ...{found[-1]['said']}")
+        return found
 
     # The parts
 
@@ -100,18 +116,19 @@ class Story:
         self.found[f"curve of {name}"] = self.read(self.me, facts, name)
         for arm in self.naive.values():
             arm.read("".join(fact.sentence() for fact in facts))
-        self.found[f"after {name}"] = self.measure()
-        for arm, scores in self.found[f"after {name}"].items():
+        self.found[f"after {name}"] = self.measured()
+
+    def measured(self) -> dict[str, Any]:
+        """The same, told."""
+        found = self.measure()
+        for arm, scores in found.items():
             right = ", ".join(f"{d}: {scores[d]['right']} of {scores[d]['of']}" for d in DAYS)
             self.tell(f"  {arm}: {right}; mother tongue {scores['mother_tongue']:.2f} bits per byte")
+        return found
 
     def ask(self) -> None:
-        """In its own words, nothing but the question before it."""
-        self.found["asked"] = []
-        for fact in told.TODAY:
-            said = self.me.generate(fact.prompt, max_new_tokens=len(fact.value) + 2, keep=False).text
-            self.found["asked"].append({"prompt": fact.prompt, "said": said.partition(".")[0], "value": fact.value})
-            self.tell(f"  {fact.prompt} ...{said.partition('.')[0]}")
+        """Before anything else happens to it."""
+        self.found["asked"] = self.asked()
 
     def correct(self) -> None:
         """Until it is believed, five times at most."""
@@ -123,12 +140,51 @@ class Story:
             self._correction(self.me, fact)
             steps.append(nats(self.learner, fact.prompt, both))
         self.found["correction"] = {"prompt": fact.prompt, "old": both[0], "new": both[1], "nats": steps}
+        # The arms that are fine-tuned are told as often.
+        for arm in self.naive.values():
+            arm.read(f"{fact.prompt} {told.CORRECTION}. " * (len(steps) - 1))
+        self.days["today"] = [replace(one, value=told.CORRECTION) if one is fact else one for one in told.TODAY]
         self.tell(f"  after {len(steps) - 1} it holds {both[steps[-1][0] > steps[-1][1]]!r} likelier")
 
     def _correction(self, me: Learner, fact: Fact) -> None:
         answer = me.generate(fact.prompt, max_new_tokens=8)
         assert answer.id is not None
         me.feedback(answer.id, correction=f" {told.CORRECTION}.")
+
+    def sleep(self) -> None:
+        """One night over all that it ever observed; then it is asked again."""
+        self.tell("in the evening")
+        self.found["evening"] = self.measured()
+        before = self._norms()
+        self.tell("a night: surprising windows again, beside dreams of the base")
+        night = self.me.sleep(progress=self.asleep or False, **self.night)
+        report = night.report
+        kept = ("preset", "entries", "windows", "moved", "dropped", "parts", "bound", "older", "dreams", "cost")
+        self.found["night"] = {
+            "settings": self.night,
+            "action": night.action,
+            "reasons": list(night.reasons),
+            "version": night.version,
+            "parent": night.parent,
+            "seconds": round(night.seconds, 1),
+            "tokens read by day": self.me.tokens,
+            "levels": [[*pair] for pair in zip(PERIODS, before, self._norms())],
+            **{name: report[name] for name in kept},
+        }
+        for text in report["moved"]:
+            self.tell(f"  moved: {text}")
+        self.tell(f"  learned {report['cost']['learned']:,} tokens, where the days had {self.me.tokens:,}")
+        for dream in report["dreams"]:
+            self.tell(f"  dreamt: {' '.join(dream['text'].split())[:80]}")
+        self.tell("it wakes up and is asked again")
+        self.found["asked after the night"] = self.asked()
+        self.found["after the night"] = self.measured()
+        fact = next(fact for fact in told.TODAY if fact.name == told.CORRECTED)
+        self.found["correction"]["after the night"] = nats(self.learner, fact.prompt, [fact.value, told.CORRECTION])
+
+    def _norms(self) -> list[float]:
+        """How far each level is from the base."""
+        return [level["norm"] for level in self.me.status()["levels"]]
 
     def forget(self) -> None:
         """One fact, and the proof: the bits of a second life in which nobody ever told it."""
@@ -144,6 +200,7 @@ class Story:
             corrected = next(one for one in told.TODAY if one.name == told.CORRECTED)
             for _ in range(steps):
                 self._correction(never, corrected)
+            never.sleep(**self.night)
             mine, theirs = self.me.state, never.state
             same = mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
         left = self._files(fact.prompt)
@@ -158,6 +215,7 @@ class Story:
             "nats of the base": nats(self.frozen, fact.prompt, [fact.value])[0],
             "same bits as a life without it": same,
             "tensors compared": len(mine),
+            "nights compared": int(mine["slept/nights"]),
             "files with its words, before": held,
             "files with its words": left,
         }

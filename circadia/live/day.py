@@ -105,17 +105,19 @@ def _take(me: "Learner", found: Day, one: "Experience", told: dict[str, Any]) ->
 def _correction(me: "Learner", found: Day, one: "Experience", told: dict[str, Any]) -> None:
     """Gone over like a text; and a task for dreams: to give the right answer."""
     prompt, answer = list(told["prompt"]), me.reader.words.encode(told["text"])
-    _add(me, found, one, [*prompt, *answer], [one.number])
+    _add(me, found, one, [*prompt, *answer], [one.number], correction=True)
     ids, cue = fitting(me, prompt, answer)
     if cue:
         name = f"correction {one.number}"
         found.tasks.append(Task(name, ids, (Probe(name, ids, cue),)))
 
 
-def _add(me: "Learner", found: Day, one: "Experience", ids: Sequence[int], numbers: list[int]) -> None:
+def _add(
+    me: "Learner", found: Day, one: "Experience", ids: Sequence[int], numbers: list[int], correction: bool = False
+) -> None:
     if len(ids):
         tokens = torch.tensor(list(ids), dtype=torch.int64)
-        found.entries.append(Entry(tokens, one.source, one.trust, one.number, one.time))
+        found.entries.append(Entry(tokens, one.source, one.trust, one.number, one.time, correction))
         found.members[one.number] = numbers
 
 

@@ -24,7 +24,7 @@ from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Judge, seed, texts
 from circadia.sleep.settings import Settings
 from circadia.sleep.student import Student, Teacher, written
-from circadia.sleep.windows import Entry, Probe, probes, said, scores, share_bound, surprising
+from circadia.sleep.windows import Entry, Probe, Window, probes, said, scores, share_bound, surprising
 
 
 def sleep(
@@ -110,8 +110,8 @@ class _Night:
         if settings.inner:
             self.state = self.do("inner", lambda g, held: self.inner())
         if settings.replay is not None:
-            rows = [w.tokens for w in windows] if not settings.replay.whole else self.spans()
-            self.part("replay", lambda g, held: self.replayed(rows, train, own, g, held))
+            rows, count = (self.rows(windows), len(windows)) if not settings.replay.whole else (self.spans(), None)
+            self.part("replay", lambda g, held: self.replayed(rows, count, train, own, g, held))
         if settings.again is not None:
             self.part("again", lambda g, held: self.again(windows, train, judge, start, g, held))
         for pair in self.pairs():
@@ -165,6 +165,11 @@ class _Night:
         limit = self.settings.replay.windows if self.settings.replay else None
         return surprising(self.surprised, self.journal, length, limit, meter=self.meter)
 
+    def rows(self, windows: Sequence[Window]) -> list[Tensor]:
+        """What is drawn from; a correction stands in it several times."""
+        own = {entry.number for entry in self.journal if entry.correction}
+        return [w.tokens for w in windows for _ in range(self.settings.corrections if w.number in own else 1)]
+
     def spans(self) -> list[Tensor]:
         """The journal in pieces as long as a chunk."""
         size = self.model.settings.chunk
@@ -199,12 +204,14 @@ class _Night:
         return {**state, **stream}
 
     def replayed(
-        self, rows: list[Tensor], train: Tensor, own: list[Probe], g: torch.Generator, held: dict[str, Any]
-    ) -> tuple[State, dict[str, Any]]:
+        self, rows: list[Tensor], count: int | None, train: Tensor, own: list[Probe], g: torch.Generator,
+        held: dict[str, Any],
+    ) -> tuple[State, dict[str, Any]]:  # fmt: skip
         how = self.settings.replay
         assert how is not None
         student = Student(self.model, self.state, written(self.model, self.settings.into, self.state))
         told = replay(student, rows, train if how.dreams else None, self.older, own, how, g, self.meter, held)
+        told["windows"] = count if count is not None else told["windows"]
         return student.state(), {**told, "moved": f"{told['windows']} windows of the journal into {self.settings.into}"}
 
     def again(

@@ -37,6 +37,9 @@ class Settings:
               losses, and 8 % by the evening's
     dreams, dream_length   of the older self; a quarter of them is never trained on, and says how far the self went.
               128 with 4 a step instead of 32 with 2 halved what a night cost the base (0.47 against 0.86 bits a byte)
+    corrections   a correction is gone over so many times as often as what was read: somebody meant it. At 1 five nights
+              of five undid one that was said twice, where the day had said something else ten times; at 10 not (one
+              case, and one in tests/live/test_sleeping.py)
     anchor    decay leads to the slept weights afterwards
     """
 
@@ -54,6 +57,7 @@ class Settings:
     surprised: str = "morning"
     dreams: int = 128
     dream_length: int = 108
+    corrections: int = 10
     anchor: bool = True
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class Settings:
             raise ValueError(f"surprised={self.surprised!r}: use 'morning' or 'evening'")
         if isinstance(self.inner, bool) or not isinstance(self.inner, int) or self.inner < 0:
             raise ValueError(f"inner={self.inner!r} must be a whole number of times, 0 for none")
-        for name, least in (("dreams", 4), ("dream_length", 2)):
+        for name, least in (("dreams", 4), ("dream_length", 2), ("corrections", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least {least}")
         if isinstance(self.pairs, str) and self.pairs != "all":

@@ -29,6 +29,7 @@ class Entry:
     trust: float = 1.0
     number: int = 0
     time: float = 0.0
+    correction: bool = False  # what a user said that would have been right
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`circadia chat`, driven through a pipe, and its ends."""
 
 import builtins
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,8 @@ from typer.testing import CliRunner
 from circadia import Learner
 from circadia.cli import app
 from circadia.cli.talk import Talk
+from circadia.live import sleeping
+from circadia.sleep import preset
 
 LONG = "The harbour of Lindesay freezes in November, and the key lies under the blue stone by the door."
 
@@ -50,6 +53,51 @@ def test_reading_a_file_again_and_again_makes_it_answer(chat, tmp_path):
     assert "forgot 12 experiences" in chat("/forget my notes.txt\n")
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Nights of a second."""
+    little = preset().but(dreams=8, dream_length=16, replay={"presentations": 20, "rows": 2, "dreams": 1})
+    monkeypatch.setattr(sleeping, "preset", lambda name="": little)
+
+
+def test_it_sleeps_tells_what_moved_and_goes_back(chat, tmp_path, short):
+    text = chat(f"{LONG}\n/sleep\n/sleep\n/versions\n")
+    assert "moved: 2 windows of the journal into slowest" in text and "It wakes up" in text
+    before, after = re.search(r"from the older self ([\d.]+) -> ([\d.]+) nats", text).groups()
+    assert float(after) != float(before)
+    assert text.count("dream of the older self: ") == 2  # a quarter of eight is never trained on, and shown
+    assert text.count("nothing to sleep on") == 1 and re.search(r"^2 +1 .* sleep: ", text, re.MULTILINE)
+    with Learner.open(tmp_path, "me") as me:
+        slept = me.score(LONG)
+    chat("/rollback 1\n")
+    with Learner.open(tmp_path, "me") as me:
+        assert slept < me.score(LONG) - 0.1  # it was gone over twenty times
+
+
+def test_the_conversation_begins_anew_after_a_night(tmp_path, short):
+    with Learner.create(tmp_path, "bundled", "me", periods=[64]) as me:
+        talk = Talk(me, tokens=4)
+        talk.take(LONG)
+        assert len(talk.turns) == 2
+        talk.take("/sleep 5")
+        assert talk.turns == [] and me.version.reason.startswith("sleep: ")
+        with pytest.raises(ValueError, match="no answer"):
+            talk.take("/good")
+
+
+def test_a_night_that_was_stopped_is_taken_up(tmp_path, short, monkeypatch, capsys):
+    with Learner.create(tmp_path, "bundled", "me", periods=[64]) as me:
+        talk = Talk(me, tokens=4)
+        talk.take(LONG)
+        whole = me.sleep
+        monkeypatch.setattr(me, "sleep", lambda **how: whole(stop=lambda: True, **how))
+        talk.take("/sleep")
+        assert "/sleep resume" in capsys.readouterr().out and me.version.number == 1 and talk.turns
+        monkeypatch.setattr(me, "sleep", whole)
+        talk.take("/sleep resume")
+        assert me.version.number == 2 and "It wakes up" in capsys.readouterr().out
+
+
 def test_without_learning_nothing_changes(chat, tmp_path):
     assert "--no-learn" in chat(f"{LONG}\n/why\n", "--no-learn", code=2)
     with Learner.open(tmp_path, "me") as me:
@@ -67,6 +115,9 @@ def test_without_learning_nothing_changes(chat, tmp_path):
         ("/read none.txt\n", (), "no such file"),
         ("/raw\n", (), "TEXT is missing"),
         ("/good\n", (), "no answer yet"),
+        ("/sleep soon\n", (), "give minutes"),
+        ("/sleep -1\n", (), "above 0"),
+        ("/sleep resume\n", (), "was stopped"),
         ("/why\n", (), "nothing was learned"),
         ("/forget\n", (), "no message"),
         ("", ("--base", "/none"), "no such folder"),

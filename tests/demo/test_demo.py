@@ -56,9 +56,28 @@ def test_it_is_corrected_forgets_and_goes_back(found):
     assert found["mother tongue, and forth again"] == found["after forgetting"]["learner"]["mother_tongue"]
 
 
+def test_it_sleeps_and_the_forgetting_goes_across_the_night(found):
+    night, forgot = found["night"], found["forgot"]
+    assert night["action"] == "accept" and night["version"] > night["parent"]
+    assert night["cost"]["learned"] > 3 * night["tokens read by day"] and len(night["dreams"]) == 3
+    (_, *fast), (_, *slow) = night["levels"]
+    assert fast[0] == fast[1] and slow[0] < slow[1]  # replay writes into the slowest level alone
+    evening, morning = found["evening"]["learner"], found["after the night"]["learner"]
+    assert morning["last week"]["right"] > evening["last week"]["right"]  # what today had wiped comes back
+    assert morning["mother_tongue"] < evening["mother_tongue"]
+    assert {arm: x for arm, x in found["evening"].items() if arm != "learner"} == {
+        arm: x for arm, x in found["after the night"].items() if arm != "learner"
+    }
+    assert sum(one["said"].strip() == one["value"] for one in found["asked after the night"]) >= 3
+    assert forgot["nights compared"] == 1
+
+
 def test_the_page_brings_everything(out, found):
     text = (out / "demo.html").read_text()
     assert not re.search(r"(src|href)=|<script|<link|@import|url\(", text) and text.count("<svg") == 2
+    old, new = found["correction"]["after the night"]
+    assert ("The correction did NOT outlive the night" in text) == (old <= new)
+    assert found["night"]["dreams"][0]["text"].split()[1] in text and "in the evening" in text
     assert facts.TODAY[0].prompt in text and f"{found['forgot']['nats before']:.2f}" in text
 
 

@@ -283,6 +283,26 @@ def test_corrections_are_slept_on(store, base):
     assert any(d["about"].startswith("correction") for d in night.report["dreams"])
 
 
+def test_a_correction_can_count_more_than_what_was_read(store, base):
+    """The day says one thing four times, the user another once."""
+    me = make(store, base, "ana")
+    prompt, read, right = "The ferry to Skarn leaves at", " eight.", " three."
+    for _ in range(4):
+        me.observe(f"{prompt}{read}\n", source="timetable")
+    answer = me.generate(prompt, max_new_tokens=4)
+    me.feedback(answer.id, correction=right)
+    evening = me.version.number
+    told, learned = {}, {}
+    how = SHORT.but(replay={"presentations": 40, "length": 40, "rate": 1e-2})
+    for times in (1, 8):
+        night = me.sleep(how, corrections=times)
+        assert night.report["windows"] == 5 and "5 windows" in night.report["moved"][0]
+        told[times] = me.score(prompt + right) - me.score(prompt + read)
+        learned[times] = night.report["cost"]["learned"]
+        me.rollback(evening)
+    assert told[8] < 0 < told[1] and learned[8] > 2 * learned[1]
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("no-expansion", "off-policy-only")])
 def test_every_arm_sleeps_on_what_it_can(store, base, name):
     me = make(store, base, "ana")
