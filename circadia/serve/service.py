@@ -77,6 +77,7 @@ class Service:
         self.paths = {**where, **({self.base.source: "the base"} if self.base.source else {})}
         self.jobs = Jobs(
             settings.teachers,
+            settings.sleepers,
             settings.jobs,
             settings.jobs_one,
             settings.job_seconds,
