@@ -2,8 +2,8 @@
 
 A server under load is killed by SIGKILL at a random moment, again and again, and started anew on the same store. Each
 learner has one client that changes it (observations with a canary, conversations that teach, nights, rollbacks) and
-others that only read. After a kill the store is looked into: what was answered is there; of what was not answered, the text is
-whole or not there, and the state is what the journal's texts make, to the bit.
+others that only read. After a kill the store is looked into: what was answered is there; of what was not answered, the
+text is whole or not there, and the state is what the journal's texts and nights make, to the bit.
 """
 
 import asyncio

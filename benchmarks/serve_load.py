@@ -1,8 +1,8 @@
 """Many clients on one server: ``python -m benchmarks.serve_load --minutes 5``.
 
-Clients stream answers of learners and of the frozen base while others teach, and learners sleep. Nothing but 429 may be refused, no event
-may be out of form, and memory may not grow. Afterwards each learner is rolled back to the versions that answers came
-from, and the same is asked alone, with the same seed: every text must be what was streamed.
+Clients stream answers of learners and of the frozen base while others teach, and learners sleep. Nothing but 429 may be
+refused, no event may be out of form, and memory may not grow. Afterwards each learner is rolled back to the versions
+that answers came from, and the same is asked alone, with the same seed: every text must be what was streamed.
 """
 
 import asyncio

@@ -185,8 +185,7 @@ def walk(page: Page, url: str, learner: str) -> dict[str, Any]:
     page.until("$('versions').querySelector('li.now').textContent.startsWith('4 ')")
 
     # A night over the day, with a source that nobody trusts: it is held back, and then dropped.
-    page.js("document.querySelector('#bed button').focus()")
-    page.key("Enter")
+    page.type("#minutes", "0.5", enter=True)
     seen["slept"] = told("woke up, now version 5")
     page.until("!!document.querySelector('#nights summary')")
     page.js("document.querySelector('#nights summary').focus()")
