@@ -1,9 +1,9 @@
 """Is a change that was answered ever lost? ``python -m benchmarks.serve_kills``.
 
 A server under load is killed by SIGKILL at a random moment, again and again, and started anew on the same store. Each
-learner has one client that changes it (observations with a canary, conversations that teach, rollbacks) and others
-that only read. After a kill the store is looked into: what was answered is there; of what was not answered, the text is
-whole or not there, and the state is what the journal's texts make, to the bit.
+learner has one client that changes it (observations with a canary, conversations that teach, nights, rollbacks) and
+others that only read. After a kill the store is looked into: what was answered is there; of what was not answered, the
+text is whole or not there, and the state is what the journal's texts and nights make, to the bit.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ import torch
 
 from benchmarks.harness import Parser, machine, positive, write_json
 from benchmarks.learner_kills import compare
-from benchmarks.serving import WORDS, Forked, base
+from benchmarks.serving import NIGHT, WORDS, Forked, base
 from circadia.live import Learner, Store
 
-ANSWER = b'{"op": "answer"'  # beside a conversation that was learned, the journal has the answer in it by itself
+# Beside a conversation that was learned, the journal has the answer in it by itself; a night's report quotes its day.
+QUOTES = (b'{"op": "answer"', b'{"op": "report"')
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Told:
 async def changes(http: httpx.AsyncClient, name: str, told: Told, chance: random.Random, done: Counter[str]) -> None:
     """One after another, until the connection breaks."""
     while True:
-        op = chance.choices(["observe", "learn", "rollback"], [6, 2, 1])[0]
+        op = chance.choices(["observe", "learn", "sleep", "rollback"], [6, 2, 2, 1])[0]
         canary = secrets.token_hex(8)
         text = f"{canary} {' '.join(chance.choices(WORDS, k=chance.randint(3, 60)))}.\n"
         path, body = f"/v1/learners/{name}/observe", dict[str, Any](text=text, source="s")
@@ -55,7 +56,10 @@ async def changes(http: httpx.AsyncClient, name: str, told: Told, chance: random
             if not told.versions:
                 continue
             path, body = f"/v1/learners/{name}/rollback", {"version": chance.choice(sorted(told.versions))}
-        if op != "rollback":
+        elif op == "sleep":
+            path, body = f"/v1/learners/{name}/sleep", {**NIGHT, "wait": True}
+        teaches = op in ("observe", "learn")
+        if teaches:
             told.open[canary] = text
         told.sure = False
         reply = await http.post(path, json=body)
@@ -69,7 +73,7 @@ async def changes(http: httpx.AsyncClient, name: str, told: Told, chance: random
         told.last, told.sure = version or 0, True
         if version:
             told.versions.add(version)
-        if op != "rollback":
+        if teaches:
             told.canaries[canary] = told.open.pop(canary)
         done[op] += 1
 
@@ -120,7 +124,7 @@ def check(folder: Path, model: Any, told: dict[str, Told]) -> list[str]:
             kept = {version.number for version in store.versions(name, limit=100_000)}
             faults += [f"{name}: version {n} was answered and is gone" for n in own.versions - kept]
             payloads = [e.payload or b"" for e in store.experiences(name, payload=True)]
-            payloads = [payload for payload in payloads if not payload.startswith(ANSWER)]
+            payloads = [payload for payload in payloads if not payload.startswith(QUOTES)]
             for canary, text in own.canaries.items():
                 found = sum(_text(text) in payload for payload in payloads)
                 if found != 1:

@@ -1,8 +1,8 @@
 """Many clients on one server: ``python -m benchmarks.serve_load --minutes 5``.
 
-Clients stream answers of learners and of the frozen base while others teach. Nothing but 429 may be refused, no event
-may be out of form, and memory may not grow. Afterwards each learner is rolled back to the versions that answers came
-from, and the same is asked alone, with the same seed: every text must be what was streamed.
+Clients stream answers of learners and of the frozen base while others teach, and learners sleep. Nothing but 429 may be
+refused, no event may be out of form, and memory may not grow. Afterwards each learner is rolled back to the versions
+that answers came from, and the same is asked alone, with the same seed: every text must be what was streamed.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ import httpx
 import torch
 
 from benchmarks.harness import Parser, machine, positive, write_json
-from benchmarks.serving import WORDS, Forked, base, until
+from benchmarks.serving import NIGHT, WORDS, Forked, base, until
 
 GROWTH, SLACK = 1.1, 32 << 20  # what memory may grow by, from the second fifth of the time to the last
 
@@ -48,6 +48,7 @@ class Seen:
     faults: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
+    nights: list[float] = field(default_factory=list)  # seconds of each, with its waiting
 
 
 def request(chance: random.Random, who: str) -> dict[str, Any]:
@@ -130,6 +131,15 @@ async def load(server: Forked, args: Any) -> Seen:
 
             await until(end, one)
 
+        async def sleeper(number: int) -> None:
+            chance = random.Random(f"sleeper {number}")
+
+            async def one() -> None:
+                await sleep(http, chance.choice(names), seen)
+                await asyncio.sleep(args.pause)
+
+            await until(end, one)
+
         async def watch() -> None:
             async def one() -> None:
                 seen.memory.append(server.bytes)
@@ -137,7 +147,8 @@ async def load(server: Forked, args: Any) -> Seen:
 
             await until(end, one)
 
-        await asyncio.gather(*map(client, range(args.clients)), *map(teacher, range(args.teachers)), watch())
+        rest = [*map(teacher, range(args.teachers)), *map(sleeper, range(args.sleepers))]
+        await asyncio.gather(*map(client, range(args.clients)), *rest, watch())
         await again(http, seen, args.compare)
     return seen
 
@@ -149,6 +160,23 @@ async def teach(http: httpx.AsyncClient, name: str, seen: Seen, chance: random.R
     seen.counts["taught" if done.status_code == 200 else "429" if done.status_code == 429 else "wrong"] += 1
     if done.status_code not in (200, 429):
         seen.faults.append(f"observe: {done.status_code}: {done.text[:200]}")
+
+
+async def sleep(http: httpx.AsyncClient, name: str, seen: Seen) -> None:
+    """A short night; one that had nothing to sleep on is counted by itself."""
+    begin = time.monotonic()
+    done = await http.post(f"/v1/learners/{name}/sleep", json={**NIGHT, "wait": True}, timeout=600)
+    if done.status_code == 200:
+        action = done.json()["night"]["action"]
+        seen.counts[f"night: {action}"] += 1
+        if action == "accept":
+            seen.nights.append(time.monotonic() - begin)
+        elif action != "none":
+            seen.faults.append(f"sleep: {done.text[:200]}")
+    else:
+        seen.counts["429" if done.status_code == 429 else "wrong"] += 1
+        if done.status_code != 429:
+            seen.faults.append(f"sleep: {done.status_code}: {done.text[:200]}")
 
 
 async def again(http: httpx.AsyncClient, seen: Seen, most: int) -> None:
@@ -190,6 +218,7 @@ def report(seen: Seen, minutes: float) -> dict[str, Any]:
     ):
         found[name] = {"answers": len(rows), "first_token": times([a.first for a in rows]),
                        "whole": times([a.seconds for a in rows])}  # fmt: skip
+    found["nights"] = {"slept": len(seen.nights), "whole": times(seen.nights)}
     faults = list(seen.faults)
     if len(seen.memory) >= 10 and not flat(seen.memory):
         faults.append("memory grows")
@@ -197,17 +226,22 @@ def report(seen: Seen, minutes: float) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="serve_load", description="Many streaming clients on one server, mixed with teaching.")
+    parser = Parser(
+        prog="serve_load", description="Many streaming clients on one server, mixed with teaching and nights."
+    )
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--clients", type=positive, default=32)
     parser.add_argument("--learners", type=positive, default=20)
     parser.add_argument("--teachers", type=positive, default=2)
+    parser.add_argument("--sleepers", type=int, default=1, help="that send learners to bed, one after another")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between two observations of a teacher")
     parser.add_argument("--compare", type=positive, default=400, help="answers that are asked for again, alone")
     parser.add_argument("--json", type=Path, help="write what was measured here")
     args = parser.parse_args(argv)
     if not args.minutes > 0:
         parser.error(f"--minutes={args.minutes} must be above 0")
+    if args.sleepers < 0:
+        parser.error(f"--sleepers={args.sleepers} must not be below 0")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         server = Forked(base(), Path(folder) / "store", seconds=120.0)
@@ -221,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("learners", "base"):
         one = found[name]
         print(f"{name}: {one['answers']} answers, first token {one['first_token']}, whole {one['whole']}")
+    print(f"nights: {found['nights']}")
     print({name: value for name, value in found.items() if isinstance(value, (int, float))})
     print(f"memory: {[round(x / 2**20) for x in seen.memory[:: max(1, len(seen.memory) // 10)]]} MiB")
     print(f"{len(found['faults'])} faults", *found["faults"][:20], sep="\n")

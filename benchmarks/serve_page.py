@@ -24,6 +24,8 @@ from benchmarks.harness import Parser
 
 PATIENCE = 60.0  # seconds
 NAMES = ("chromium", "google-chrome", "chromium-browser")
+RUMOUR = "The moon is made of cheese, as everybody knows. " * 3
+PROBE = {"kind": "qa", "name": "where", "question": "Mira lives in", "answer": " Oslo", "max": 99}
 TEXT = "Mira lives in Oslo, by the sea, and has a red boat. " * 24
 
 
@@ -93,9 +95,12 @@ class Page:
         self.js("document.activeElement.select && document.activeElement.select()")
         self.call("Input.insertText", text=text)
         if enter:
-            for kind in ("keyDown", "keyUp"):
-                self.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r",
-                          windowsVirtualKeyCode=13)  # fmt: skip
+            self.key("Enter")
+
+    def key(self, name: str) -> None:
+        """Enter, pressed where the focus is."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, text="\r", windowsVirtualKeyCode=13)
 
     def click(self, where: str) -> None:
         """What is there."""
@@ -176,6 +181,23 @@ def walk(page: Page, url: str, learner: str) -> dict[str, Any]:
     page.until("$('versions').querySelector('li.now').textContent.startsWith('3 ')")
     page.picture("corrected")
 
+    page.js(f"json(mine('/observe'), {{ text: {json.dumps(RUMOUR)}, source: 'rumour', trust: 0.1 }})")
+    page.until("$('versions').querySelector('li.now').textContent.startsWith('4 ')")
+
+    # A night over the day, with a source that nobody trusts: it is held back, and then dropped.
+    page.type("#minutes", "0.5", enter=True)
+    seen["slept"] = told("woke up, now version 5")
+    page.until("!!document.querySelector('#nights summary')")
+    page.js("document.querySelector('#nights summary').focus()")
+    page.key("Enter")
+    page.until("!!document.querySelector('#nights .dream')")
+    seen["night"] = page.js("$('nights').innerText")
+    seen["probes"] = page.js("[...document.querySelectorAll('#probes tr')].map(row => row.innerText)")
+    page.picture("slept")
+    seen["held"] = page.js("$('quarantine').innerText")
+    page.click("button[aria-label^='drop '][aria-label$=' of rumour']")
+    seen["dropped"] = told("dropped: rumour")
+
     page.click("button[aria-label='Go to version 1']")
     told("now at version 1")
     page.until("$('versions').querySelector('li.now').textContent.startsWith('1 ')")
@@ -210,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
         server = Forked(model(), Path(folder) / "store")
         try:
             made = {"name": "mira", "gate": False}
-            httpx.post(f"{server.url}/v1/learners", json=made, timeout=60, trust_env=False).raise_for_status()
+            for path, body in (("", made), ("/mira/probes", {"probes": [PROBE]})):
+                done = httpx.post(f"{server.url}/v1/learners{path}", json=body, timeout=60, trust_env=False)
+                done.raise_for_status()
             with opened(args.out) as page:
                 seen = walk(page, server.url, "mira")
         finally:

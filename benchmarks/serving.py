@@ -19,6 +19,7 @@ from circadia.serve.app import Server
 from circadia.serve.service import Service
 from circadia.serve.settings import Settings
 
+NIGHT = {"presentations": 4, "length": 12, "dreams": 8, "dream_length": 8}  # a short one
 WORDS = ["the", "a", "fox", "dog", "jumps", "over", "lazy", "quick", "brown", "and", "then", "it", "was", "not", "here"]
 
 

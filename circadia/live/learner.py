@@ -240,14 +240,15 @@ class Learner:
 
     def observe(
         self, what: Any, source: str = "user", trust: float = 1.0, *, commit: bool = True,
-        progress: bool | Callable[[observing.Progress], None] = False,
+        progress: bool | Callable[[observing.Progress], None] = False, stop: Callable[[], bool] | None = None,
     ) -> observing.Observed:  # fmt: skip
         """Predict every chunk, then learn it. Text, tokens, messages, an open file, a Path, or an iterator of these.
 
         observe(a), observe(b) leaves the bits of observe(a + b). A version is committed every so many tokens and at
-        the end, unless `commit=False`. Ctrl-C ends it at a border, with what was learned committed.
+        the end, unless `commit=False`. Ctrl-C ends it at a border, with what was learned committed, and so does `stop`,
+        which is asked after each piece, and between the steps of a night that the learner's policy asks for.
         """
-        return observing.observe(self, what, source, trust, commit, progress)
+        return observing.observe(self, what, source, trust, commit, progress, stop)
 
     def commit(self, reason: str = "commit", notes: str = "") -> Version | None:
         """A version of what is open, if the guard lets it; returns the current one."""

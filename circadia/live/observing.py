@@ -52,15 +52,20 @@ class Observed:
 
 
 def observe(
-    me: "Learner", what: Any, source: str, trust: float, commit: bool, progress: bool | Callable[[Progress], None]
-) -> Observed:
+    me: "Learner", what: Any, source: str, trust: float, commit: bool, progress: bool | Callable[[Progress], None],
+    stop: Callable[[], bool] | None = None,
+) -> Observed:  # fmt: skip
     """`Learner.observe`."""
     from circadia.live.journal import checked
 
     checked(source, trust, 0, 0, "text", b"")
     begin, done, tally = time.perf_counter(), Observed(), Tally()
-    with me.writing() as writer, _stoppable() as stopped, _shown(progress, begin) as tell:
+    with me.writing() as writer, _stoppable() as hit, _shown(progress, begin) as tell:
         since = 0
+
+        def stopped() -> bool:
+            return hit() or (stop is not None and stop())
+
         watch = None if me.policy is None else Watch(me, stopped)
         for form, data in pieces(what):
             if watch is not None and not watch.before(form, data, source, float(trust)):

@@ -77,7 +77,7 @@ def sleep(
 ) -> Night:  # fmt: skip
     """`Learner.sleep`."""
     begin = time.perf_counter()
-    told = _asked_for(settings, minutes, compute, seed, days, changes or {})
+    told = asked_for(settings, minutes, compute, seed, days, changes or {})
     if not me.journal:
         raise StoreError(f"{me.name}: the journal is off: there is nothing to sleep on")
     if not isinstance(me.model, RetrofitModel):
@@ -195,7 +195,7 @@ def _work(told: Mapping[str, Any], today: Day) -> float | None:
     return min(found) if found else None
 
 
-def _asked_for(
+def asked_for(
     settings: Settings | str | None, minutes: Any, compute: Any, seed: Any, days: Any, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Checked; as the journal will hold it."""

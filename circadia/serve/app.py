@@ -13,7 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from circadia import __version__
-from circadia.serve import chat, errors, files, learners
+from circadia.serve import chat, errors, files, learners, nights
 from circadia.serve.door import Door
 from circadia.serve.errors import Refused
 from circadia.serve.keys import Key
@@ -49,7 +49,7 @@ def application(service: Service) -> FastAPI:
     app = FastAPI(title="Circadia", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
     app.state.service = service
     errors.install(app, service.paths)
-    for part in (chat, files, learners):
+    for part in (chat, files, learners, nights):
         app.include_router(part.routes(service))
     if service.settings.origins:
         app.add_middleware(

@@ -128,12 +128,14 @@ def routes(service: Service) -> APIRouter:
             return {**told, **(await learned(service, key, kept, body.source, turns) if body.learn else {})}
 
         if not body.stream:
-            said = await unless_gone(request, service.say(who, wish, call))
+            said = await unless_gone(request, service.say(who, wish, call, None, (key.id, body.user)))
             return shape.whole(said, await after(said))
         queue: asyncio.Queue[Piece | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(
-            service.say(who, wish, call, lambda piece: loop.call_soon_threadsafe(queue.put_nowait, piece))
+            service.say(
+                who, wish, call, lambda piece: loop.call_soon_threadsafe(queue.put_nowait, piece), (key.id, body.user)
+            )
         )
         task.add_done_callback(lambda done: queue.put_nowait(None))
         try:

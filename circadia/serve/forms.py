@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from circadia.live.writer import NAME
+from circadia.sleep import DEFAULT
 
 
 def _written(text: str) -> str:
@@ -127,6 +128,8 @@ class NewLearner(Form):
     gate: bool = True
     journal: bool = True
     every: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    sleep: Annotated[Text, Field(max_length=200)] | None = None
+    rehearse: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Of the retrofit."""
@@ -187,6 +190,56 @@ class Branch(Change):
 
     name: Name
     version: Annotated[int, Field(ge=1, lt=2**62)] | None = None
+
+
+class Sleep(Change):
+    """A night. Its settings are those that cost no more than a night may; all others are for the command line."""
+
+    wait: bool = False
+    preset: Annotated[Text, Field(max_length=60)] = DEFAULT
+    minutes: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    compute: Annotated[float, Field(gt=0, le=1e15)] | Annotated[Text, Field(max_length=40)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    days: Annotated[int, Field(ge=1, le=10**6)] | None = 1
+    resume: bool = False
+    filter: bool = False
+    presentations: Annotated[float, Field(gt=0, le=1000)] | None = None
+    length: Annotated[int, Field(ge=4, le=1024)] | None = None
+    dreams: Annotated[int, Field(ge=4, le=512)] | None = None
+    dream_length: Annotated[int, Field(ge=2, le=512)] | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Of the preset, as `Learner.sleep` takes them."""
+        found = self.model_dump(include={"dreams", "dream_length"}, exclude_none=True)
+        replay = self.model_dump(include={"presentations", "length"}, exclude_none=True)
+        return found | ({"replay": replay} if replay else {}) | ({"filter": {}} if self.filter else {})
+
+
+class Decision(Change):
+    """On what is in quarantine, by numbers."""
+
+    numbers: Annotated[list[Annotated[int, Field(ge=1, lt=2**62)]], Field(min_length=1, max_length=1000)]
+
+
+class Probe(Form):
+    """A check with a bound; see circadia/live/guard.py."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: Literal["text", "qa", "drift", "norm"]
+    name: Annotated[Text, Field(max_length=100)] = ""
+    text: Annotated[Text, Field(max_length=20_000)] = ""
+    question: Annotated[Text, Field(max_length=4000)] = ""
+    answer: Annotated[Text, Field(max_length=4000)] = ""
+    choices: Annotated[list[Annotated[Text, Field(min_length=1, max_length=4000)]], Field(max_length=20)] = []
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    rise: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    action: Literal["hold", "rollback"] = "hold"
+
+
+class Probes(Change):
+    """In place of those that were there."""
+
+    probes: Annotated[list[Probe], Field(max_length=50)]
 
 
 class Forget(Change):

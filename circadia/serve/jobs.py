@@ -1,5 +1,7 @@
 """Changes: one at a time for each learner, in the order in which they were asked for; so many waiting.
 
+Nights have workers of their own, so that nobody's change waits for another's night.
+
 A job that waits can be cancelled at once; one at work stops at the next border that it looks for (`Job.stopped`).
 """
 
@@ -23,7 +25,10 @@ FINISHED = 1000  # jobs whose end can still be asked for
 class Job:
     """One change of one learner."""
 
-    def __init__(self, learner: str, action: str, work: Work, key: Key, seconds: float) -> None:
+    def __init__(
+        self, learner: str, action: str, work: Work, key: Key, seconds: float, night: bool = False
+    ) -> None:  # fmt: skip
+        self.night = night
         self.id = f"job-{secrets.token_hex(12)}"
         self.learner, self.action, self.work, self.key, self.seconds = learner, action, work, key, seconds
         self.state = "queued"
@@ -60,12 +65,13 @@ class Jobs:
     """Of one event loop."""
 
     def __init__(
-        self, workers: int, limit: int, limit_one: int, seconds: float, keys: Keys, paths: Mapping[str, str],
-        publish: Callable[[str, Result], None],
+        self, workers: int, sleepers: int, limit: int, limit_one: int, seconds: float, keys: Keys,
+        paths: Mapping[str, str], publish: Callable[[str, Result], None],
     ) -> None:  # fmt: skip
-        self.workers, self.limit, self.limit_one, self.seconds = workers, limit, limit_one, seconds
+        self.workers = {False: workers, True: sleepers}
+        self.limit, self.limit_one, self.seconds = limit, limit_one, seconds
         self.keys, self.paths, self.publish = keys, paths, publish
-        self.pool = ThreadPoolExecutor(workers, "circadia-teacher")
+        self.pool = ThreadPoolExecutor(workers + sleepers, "circadia-teacher")
         self._lines: OrderedDict[str, deque[Job]] = OrderedDict()
         self._busy: dict[str, Job] = {}
         self.all: OrderedDict[str, Job] = OrderedDict()
@@ -82,15 +88,21 @@ class Jobs:
         """How many are at work."""
         return len(self._busy)
 
-    def submit(self, learner: str, action: str, work: Work, key: Key) -> Job:
+    @property
+    def asleep(self) -> int:
+        """How many of these are nights."""
+        return sum(job.night for job in self._busy.values())
+
+    def submit(self, learner: str, action: str, work: Work, key: Key, night: bool = False) -> Job:
         """Into the learner's line, or 429."""
         if self.closed:
             raise Refused(503, "the server is stopping", "stopping", retry=10)
         own = len(self._lines.get(learner, ())) + (learner in self._busy)
-        if own >= self.limit_one or self.waiting >= self.limit:
+        waiting = sum(job.night == night for line in self._lines.values() for job in line)
+        if own >= self.limit_one or waiting >= self.limit:
             what = "changes of this learner wait" if own >= self.limit_one else "changes wait"
             raise Refused(429, f"too many {what} already: try again later", "queue_full", retry=2.0 * (1 + own))
-        job = Job(learner, action, work, key, self.seconds)
+        job = Job(learner, action, work, key, self.seconds, night)
         self.all[job.id] = job
         self._lines.setdefault(learner, deque()).append(job)
         self._next()
@@ -109,9 +121,9 @@ class Jobs:
 
     def _next(self) -> None:
         for learner in list(self._lines):
-            if len(self._busy) >= self.workers:
-                return
-            if learner in self._busy:
+            night = self._lines[learner][0].night
+            working = self.asleep if night else self.working - self.asleep
+            if learner in self._busy or working >= self.workers[night]:
                 continue
             job = self._lines[learner].popleft()
             if self._lines[learner]:

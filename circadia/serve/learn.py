@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from circadia.live import Learner, answers
+from circadia.live.sleeping import Night
 from circadia.live.text import BLOCK
 from circadia.serve.errors import Refused
 from circadia.serve.forms import Branch, Feedback, Forget, NewLearner, Rollback
@@ -17,10 +18,20 @@ from circadia.serve.reply import plain
 from circadia.serve.service import Completion, Service
 
 
-def _now(me: Learner, **more: Any) -> Result:
+def current(me: Learner, **more: Any) -> Result:
     version = me.version
     told = {"learner": me.name, "branch": me.branch_name, "version": version.number if version else None}
     return plain({**told, **more})
+
+
+def slept(service: Service, night: Night) -> None:
+    """For whoever watches the server."""
+    if night.action == "stopped":
+        service.metrics.add("sleeps_stopped_total")
+    elif night.number is not None:
+        service.metrics.add("sleeps_total")
+        service.metrics.add("versions_total", night.version is not None)
+        service.metrics.observe("sleep_seconds", night.seconds)
 
 
 def create(service: Service, form: NewLearner) -> Work:
@@ -36,10 +47,18 @@ def create(service: Service, form: NewLearner) -> Work:
         given = {} if form.every is None else {"every": form.every}
         words = service.settings.tokenizer
         with Learner.create(
-            service.writes, model, form.name, tokenizer=words, gate=form.gate, journal=form.journal, **given
+            service.writes,
+            model,
+            form.name,
+            tokenizer=words,
+            gate=form.gate,
+            journal=form.journal,
+            sleep=form.sleep,
+            rehearse=form.rehearse,
+            **given,
         ) as me:
             levels = [level.period for level in model.settings.levels]
-            return _now(me, model=f"{service.settings.name}@{me.name}", periods=levels)
+            return current(me, model=f"{service.settings.name}@{me.name}", periods=levels)
 
     return work
 
@@ -84,15 +103,20 @@ def observe(service: Service, name: str, branch: str, what: str | list[Any], sou
                         "weight": now.weight, "seconds": now.seconds}  # fmt: skip
                 job.tell(plain(told))
 
-            done = me.observe(blocks(what) if isinstance(what, str) else what, source, trust, progress=tell)
+            text = blocks(what) if isinstance(what, str) else what
+            done = me.observe(text, source, trust, progress=tell, stop=job.stopped)
             service.metrics.add("tokens_learned_total", done.tokens)
             service.metrics.add("versions_total", len(done.versions))
             if done.surprise is not None:
                 service.metrics.observe("surprise", done.surprise)
             told = asdict(done)
-            for field in ("curve", "experiences", "interrupted"):
+            for field in ("curve", "experiences"):
                 told.pop(field)
-            return _now(me, source=source, interrupted=cut, **told)
+            told["interrupted"] |= cut
+            for night in done.nights:
+                slept(service, night)
+            told["nights"] = [night.version for night in done.nights]
+            return current(me, source=source, **told)
 
     return work
 
@@ -111,7 +135,7 @@ def feedback(service: Service, name: str, form: Feedback) -> Work:
             assert number is not None
             done = me.feedback(number, form.good, correction=form.correction, about=form.about, weight=form.weight)
             told = {"kind": done.kind, "answer": number, "before": done.before, "after": done.after, "held": done.held}
-            return _now(me, **told)
+            return current(me, **told)
 
     return work
 
@@ -147,7 +171,7 @@ async def learned(service: Service, key: Key, kept: Completion, source: str, tur
             else:
                 spoken = [*turns, {"role": "assistant", "content": kept.said.text}]
                 kept.answer = _take(me, kept, source, "chat", spoken).id
-            return _now(me)
+            return current(me)
 
     try:
         job = service.jobs.submit(kept.learner, "learn", work, key)
@@ -166,7 +190,7 @@ def rollback(service: Service, name: str, form: Rollback) -> Work:
     def work(job: Job) -> Result:
         with service.changing(name, form.branch) as me:
             me.rollback(form.version or None, form.reason)
-            return _now(me)
+            return current(me)
 
     return work
 
@@ -177,7 +201,7 @@ def branch(service: Service, name: str, form: Branch) -> Work:
     def work(job: Job) -> Result:
         with service.changing(name, form.branch) as me:
             me.branch(form.name, form.version)
-            return _now(me, branches=service.writes.learner(name).branches)
+            return current(me, branches=service.writes.learner(name).branches)
 
     return work
 
@@ -195,7 +219,7 @@ def forget(service: Service, name: str, form: Forget) -> Work:
                     "experiences": len(done.erased.experiences), "versions": done.erased.versions,
                     "remains": done.erased.remains,
                 } if done.erased else None  # fmt: skip
-                return _now(me, **told)
+                return current(me, **told)
         finally:
             service.lost(uid)
 

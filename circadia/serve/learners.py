@@ -82,6 +82,8 @@ def routes(service: Service) -> APIRouter:
                 told = me.status()
             told["busy"] = told.pop("writer") is not None
             del told["found"]  # for whoever runs the server
+            if told["night"] is not None:
+                del told["night"]["report"]  # it quotes the day, and has a route of its own
             return plain({"object": "learner", **told})
 
         return await unless_gone(request, service.read(name, work))
@@ -96,7 +98,7 @@ def routes(service: Service) -> APIRouter:
         service.allow(key, name, "teach")
         what = form.text if form.text is not None else [message.plain() for message in form.messages or ()]
         work = learn.observe(service, name, form.branch, what, form.source, form.trust)
-        return await change(request, key, name, "observe", _watched(service, name, work), form)
+        return await change(request, key, name, "observe", watched(service, name, work), form)
 
     @found.post("/learners/{name}/files")
     async def file(
@@ -113,7 +115,7 @@ def routes(service: Service) -> APIRouter:
             raise Refused(400, "the file holds zero bytes, which text has not: send plain text")
         work = learn.observe(service, name, branch, text.removeprefix("\ufeff"), source, trust)
         form = Change(branch=branch, stream=stream, wait=wait)
-        return await change(request, key, name, "observe", _watched(service, name, work), form)
+        return await change(request, key, name, "observe", watched(service, name, work), form)
 
     @found.post("/learners/{name}/feedback")
     async def feedback(name: Name, form: Feedback, request: Request, key: Who) -> Any:
@@ -206,7 +208,7 @@ def routes(service: Service) -> APIRouter:
     return found
 
 
-def _watched(service: Service, name: str, work: Work) -> Work:
+def watched(service: Service, name: str, work: Work, what: str = "chunk") -> Work:
     """Progress goes to everybody who watches the learner, too."""
 
     def both(job: Job) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _watched(service: Service, name: str, work: Work) -> Work:
 
         def told(progress: dict[str, Any]) -> None:
             tell(progress)
-            job.loop.call_soon_threadsafe(service.publish, name, {"event": "chunk", **progress})
+            job.loop.call_soon_threadsafe(service.publish, name, {"event": what, **progress})
 
         job.tell = told  # type: ignore[method-assign]
         return work(job)

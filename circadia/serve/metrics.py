@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from circadia.serve.service import Service
 
-BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 COUNTS = {
     "requests_total": "Requests that were answered.",
     "errors_total": "Of these with a status of 500 or above.",
@@ -15,10 +15,13 @@ COUNTS = {
     "tokens_made_total": "Tokens of answers.",
     "tokens_learned_total": "Tokens that were observed.",
     "versions_total": "Versions that were committed.",
+    "sleeps_total": "Nights that were slept to their end.",
+    "sleeps_stopped_total": "Nights that were stopped, and changed nothing.",
 }
 TIMES = {
     "request_seconds": "Of an answer, with its waiting.",
     "first_token_seconds": "From the begin of the work to the first token.",
+    "sleep_seconds": "Of a night that was slept to its end.",
     "surprise": "Of observed texts before they were learned, nats a token.",
 }
 
@@ -60,6 +63,7 @@ class Metrics:
             "answers_working": service.slots.slots - service.slots.free,
             "changes_waiting": service.jobs.waiting,
             "changes_working": service.jobs.working,
+            "sleeps_working": service.jobs.asleep,
             "memories_held": len(service.memories),
             "memories_bytes": service.memories.bytes,
             "memories_loaded_total": service.memories.loads,

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ class Service:
         self.paths = {**where, **({self.base.source: "the base"} if self.base.source else {})}
         self.jobs = Jobs(
             settings.teachers,
+            settings.sleepers,
             settings.jobs,
             settings.jobs_one,
             settings.job_seconds,
@@ -145,11 +146,13 @@ class Service:
 
     # To read
 
-    async def read(self, learner: str, work: Callable[[], Any], call: Call | None = None) -> Any:
+    async def read(
+        self, owner: Hashable, work: Callable[[], Any], call: Call | None = None, turn: Hashable = None
+    ) -> Any:  # fmt: skip
         """In a thread, when a slot is free. The slot is free again when the thread is: a `call` ends it early."""
         if self.stopping:
             raise Refused(503, "the server is stopping", "stopping", retry=10)
-        async with self.slots.slot(learner, self.settings.seconds):
+        async with self.slots.slot(owner, self.settings.seconds, turn):
             task = asyncio.get_running_loop().run_in_executor(self.pool, work)
             try:
                 return await asyncio.shield(task)
@@ -167,8 +170,11 @@ class Service:
             return self.base.words
         return (await asyncio.to_thread(self.base.reader, self.reads.learner(name))).words
 
-    async def say(self, who: tuple[str | None, str], wish: Wish, call: Call, tell: Tell | None = None) -> Said:
-        """An answer; cancelling ends it at the next token."""
+    async def say(
+        self, who: tuple[str | None, str], wish: Wish, call: Call, tell: Tell | None = None,
+        asks: tuple[str | None, str | None] = (None, None),
+    ) -> Said:  # fmt: skip
+        """An answer; cancelling ends it at the next token. `asks`: the key's id and its user."""
         name, branch = who
         begin = time.monotonic()
 
@@ -180,7 +186,9 @@ class Service:
             return say(self.base.module, memory, wish, self.base.ends, call, tell)
 
         try:
-            said = await self.read(name or "", work, call)
+            owner: Hashable = ("key", asks[0]) if name is None else name
+            turn = None if name is not None else asks if any(asks) else object()
+            said = await self.read(owner, work, call, turn)
         except Ended:
             raise Refused(504, f"not done within {self.settings.seconds:.0f} seconds", "timeout") from None
         finally:

@@ -23,12 +23,13 @@ class Settings:
     batch: int = 8  # answers that are made in one forward pass, where the base allows it; 1: each by itself
     readers: int = 2  # answers that are made at once where each is made by itself
     teachers: int = 1  # learners that are written at once
+    sleepers: int = 1  # nights at once, beside these
     queue: int = 64  # requests that wait for an answer, of all
     queue_one: int = 16  # of one learner, with those at work
-    jobs: int = 64  # changes that wait, of all
+    jobs: int = 64  # changes that wait, of all; and as many nights
     jobs_one: int = 8  # of one learner, with the one at work
     seconds: float = 300.0  # of one answer, with its waiting
-    job_seconds: float = 3600.0  # of one change, from when it begins
+    job_seconds: float = 3600.0  # of one change, from when it begins; of a night most of that is its budget
     body: int = 4 << 20  # of a JSON body
     upload: int = 64 << 20  # of a text file to observe
     archive: int = 2 << 30  # of a file to import

@@ -97,12 +97,13 @@ def sent(server, method, path, content, kind="application/json"):
 
 
 def test_nothing_that_the_document_allows_or_not_is_an_error_of_the_server(target):
-    chance, document = random.Random(5), target.http.get("/openapi.json").json()
+    chance, document = random.Random(7), target.http.get("/openapi.json").json()
     parts, seen = document["components"]["schemas"], {}
     found = list(operations(document))
     assert len(found) > 20
     for method, path, parameters, schema in found:
-        for _ in range(EACH):
+        often = 5 if path.endswith("/observe") else 1  # of these hardly one in thirty is right
+        for _ in range(often * EACH):
             if "ana" not in target.service.reads.learners():
                 target.make("ana")
             where = made(chance, path, parameters, parts)
@@ -116,7 +117,7 @@ def test_nothing_that_the_document_allows_or_not_is_an_error_of_the_server(targe
     good = {path for path, statuses in seen.items() if 2 in statuses}
     mine = "/v1/learners/{name}"
     assert {("POST", "/v1/chat/completions"), ("POST", f"{mine}/observe"), ("DELETE", mine),
-            ("POST", f"{mine}/branch"), ("GET", mine)} <= good, seen  # fmt: skip
+            ("POST", f"{mine}/branch"), ("POST", f"{mine}/sleep"), ("GET", mine)} <= good, seen  # fmt: skip
     refused = {path for path, statuses in seen.items() if 4 in statuses}
     assert len(refused) > 15
 
@@ -130,6 +131,8 @@ def test_bodies_of_any_bytes_are_refused(target):
         if "ana" not in target.service.reads.learners():
             target.make("ana")
         for raw in RAW:
+            if path.endswith("/sleep") and raw.endswith(b"{}"):
+                continue  # a night of which nothing is said has every default
             assert 400 <= sent(target, method, where, raw) < 500, (where, raw[:40])
         for kind in (
             "text/plain",

@@ -236,6 +236,47 @@ def test_slots_are_given_in_turns():
     assert order == ["bob", "eve", "bob", "bob"] and slots.free == 1 and not slots._of and not slots.waiting
 
 
+def test_many_who_ask_the_base_do_not_wait_for_every_learner_each(tmp_path, monkeypatch):
+    """One answer at a time; five learners and four requests to the base wait. All of the base are among the first."""
+    order, gate, keys = [], Gate(monkeypatch), Keys(tmp_path / "store")
+    real = service.Service.read
+
+    async def read(self, owner, work, call=None, turn=None):
+        def noted():
+            order.append(owner)
+            return work()
+
+        return await real(self, owner, noted, call, turn)
+
+    names = ["ana", "bob", "cat", "dan", "eve"]
+    with serving(tmp_path / "store", batch=1, readers=1) as server:
+        for name in names:
+            server.make(name)
+        monkeypatch.setattr(service.Service, "read", read)
+
+        def line(asked):
+            """All wait behind one answer; who came when."""
+            gate.open.clear()
+            order.clear()
+            threads = [asking(server, "base@ana")[0]]
+            until(lambda: gate.inside == 1)
+            for i, (who, more) in enumerate(asked):
+                threads.append(asking(server, who, **more)[0])
+                until(lambda n=i: server.service.slots.waiting == n + 1)
+            gate.open.set()
+            for thread in threads:
+                thread.join(PATIENCE)
+            return ["base" if isinstance(owner, tuple) else owner for owner in order[1:]]
+
+        learners = [(f"base@{name}", {}) for name in names]
+        assert line([*[("base", {})] * 4, *learners, *learners]) == ["base"] * 4 + names * 2
+        # One who says who it is has one turn, however often it asks.
+        assert line([*[("base", {"user": "x"})] * 3, ("base", {"user": "y"}), *learners]) == [
+            "base", "base", *names, "base", "base"]  # fmt: skip
+        server.http.headers["Authorization"] = f"Bearer {keys.new('admin', ['*'])[1]}"
+        assert line([*[("base", {})] * 3, *learners]) == ["base", *names, "base", "base"]
+
+
 def test_whoever_watches_sees_what_happens(tmp_path):
     with serving(tmp_path / "store") as server:
         server.make("ana")

@@ -46,6 +46,7 @@ def test_a_browser_shows_a_life(server, tmp_path):
 def test_a_visitor_teaches_corrects_rolls_back_and_forgets(server, tmp_path):
     pytest.importorskip("websockets")
     server.make("mira")
+    server.post("/v1/learners/mira/probes", probes=[serve_page.PROBE])
     with serve_page.opened(tmp_path) as page:
         seen = serve_page.walk(page, server.url, "mira")
     assert seen["errors"] == [] and seen["elsewhere"] == [] and seen["requests"] > 8
@@ -58,8 +59,11 @@ def test_a_visitor_teaches_corrects_rolls_back_and_forgets(server, tmp_path):
     assert after >= before  # less likely now
     before, after = (float(x) for x in re.findall(r"(\d+\.\d+) → (\d+\.\d+)", seen["corrected"])[0])
     assert after <= before
+    assert "version 4 slept, 5 woke up" in seen["night"] and "Dreams" in seen["night"]
+    assert seen["probes"][0].split() == ["version", "where"] and len(seen["probes"]) == 6
+    assert "(rumour), held: low trust" in seen["held"] and seen["dropped"] == "dropped: rumour, now version 6"
     assert re.match(r"forgotten: \d+ experiences, \d+ versions erased", seen["forgot"]) and seen["phone"] <= 390
     assert server.http.get("/v1/learners/mira").json()["sources"].get("notes") is None
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert len(pictures) == 6 and all((tmp_path / name).stat().st_size > 5000 for name in pictures)
+    assert len(pictures) == 7 and all((tmp_path / name).stat().st_size > 5000 for name in pictures)
     assert "mira-2" in server.service.reads.learners()

@@ -14,6 +14,7 @@ from tests.live.conftest import raw
 from tests.live.learners import model
 from tests.serve.conftest import serving
 
+SHORT = {"dreams": 4, "dream_length": 4, "presentations": 1, "length": 12}
 CHAT = {"model": "base@ana", "messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
 
 
@@ -97,6 +98,38 @@ BAD = [
     ("POST", "/v1/learners/ana/forget", b"{}"),
     ("POST", "/v1/learners/ana/forget", json.dumps({"since": "yesterday"}).encode()),
     ("POST", "/v1/learners/ana/feedback", json.dumps({"answer": 10**20, "good": True}).encode()),
+    *(
+        ("POST", "/v1/learners/ana/sleep", json.dumps(body).encode())
+        for body in (
+            {"preset": "long"},
+            {"dreams": 10**9},
+            {"presentations": 0},
+            {"minutes": -1},
+            {"compute": "some days"},
+            {"compute": "nan days"},
+            {"seed": -1},
+            {"days": 0},
+            {"branch": "none", "wait": True},
+            {"replay": {"rows": 1}},
+        )
+    ),
+    ("GET", "/v1/learners/ana/nights/99", b""),
+    ("GET", "/v1/learners/ana/nights/0/page", b""),
+    ("GET", "/v1/learners/ana/nights?branch=none", b""),
+    ("GET", "/v1/learners/ana/due?branch=..%2Fx", b""),
+    ("POST", "/v1/learners/ana/quarantine/admit", json.dumps({"numbers": [99]}).encode()),
+    ("POST", "/v1/learners/ana/quarantine/drop", json.dumps({"numbers": []}).encode()),
+    *(
+        ("POST", "/v1/learners/ana/probes", json.dumps({"probes": body}).encode())
+        for body in (
+            [{"kind": "text", "max": 1}],
+            [{"kind": "qa", "question": "a", "answer": "b"}],
+            [{"kind": "x"}],
+            [{"kind": "text", "text": 5, "max": 1}],
+            [{"kind": "norm", "max": 1, "name": "a"}] * 2,
+            [{"kind": "norm", "max": float("inf")}],
+        )
+    ),
     ("POST", "/v1/learners/import?name=..%2Fx", b"PK"),
     ("GET", "/v1/learners/..%2F..%2Fetc", b""),
     ("GET", "/v1/learners/%FF", b""),
@@ -176,6 +209,16 @@ ROUTES = [  # method, path, body, scope
     ("POST", "/v1/learners/ana/rollback", {"version": 1}, "teach"),
     ("POST", "/v1/learners/ana/branch", {"name": "b"}, "teach"),
     ("POST", "/v1/learners/ana/forget", {"source": "none"}, "teach"),
+    ("POST", "/v1/learners/ana/sleep", {"preset": "no-sleep", **SHORT}, "teach"),
+    ("GET", "/v1/learners/ana/nights", None, "read"),
+    ("GET", "/v1/learners/ana/nights/2", None, "teach"),
+    ("GET", "/v1/learners/ana/nights/2/page", None, "teach"),
+    ("GET", "/v1/learners/ana/quarantine", None, "read"),
+    ("POST", "/v1/learners/ana/quarantine/admit", {"numbers": [1]}, "teach"),
+    ("POST", "/v1/learners/ana/quarantine/drop", {"numbers": [1]}, "teach"),
+    ("GET", "/v1/learners/ana/due", None, "read"),
+    ("GET", "/v1/learners/ana/probes", None, "read"),
+    ("POST", "/v1/learners/ana/probes", {"probes": []}, "admin"),
     ("GET", "/v1/learners/ana/changes", None, "admin"),
     ("GET", "/v1/learners/ana/export", None, "admin"),
     ("POST", "/v1/learners/import?name=ana", {}, "admin"),
@@ -195,6 +238,7 @@ def test_every_route_asks_for_the_right_key(tmp_path):
         for name in ("ana", "bob"):
             server.make(name)
         server.post("/v1/learners/ana/observe", text="Mira lives in Oslo.")
+        assert server.post("/v1/learners/ana/sleep", wait=True, **SHORT)["night"]["number"] == 2
         for method, path, body, scope in ROUTES:
 
             def ask(key, method=method, path=path, body=body):
@@ -289,7 +333,16 @@ def test_the_table_of_rights_has_every_route(open_):
     """The others name no learner: what they show is asked for in the tests above."""
     paths = open_.http.get("/openapi.json").json()["paths"]
     there = {(method.upper(), path) for path, methods in paths.items() for method in methods}
-    table = {(m, p.split("?")[0].replace("/ana", "/{name}").replace("base@ana", "{model}")) for m, p, _, _ in ROUTES}
+    table = {
+        (
+            m,
+            p.split("?")[0]
+            .replace("/ana", "/{name}")
+            .replace("base@ana", "{model}")
+            .replace("nights/2", "nights/{number}"),
+        )
+        for m, p, _, _ in ROUTES
+    }
     free = {("GET", "/health"), ("GET", "/ready")}
     alone = {("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/v1/learners"), ("POST", "/v1/embeddings"),
              ("GET", "/v1/jobs/{id}"), ("DELETE", "/v1/jobs/{id}"), ("GET", "/v1/learners/{name}/events")}  # fmt: skip
