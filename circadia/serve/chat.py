@@ -16,7 +16,7 @@ from circadia.live.text import Words
 from circadia.live.writer import NAME
 from circadia.serve.decode import TURNS, Call, Piece, Said, Wish
 from circadia.serve.errors import Refused, of
-from circadia.serve.forms import Asked, ChatAsked, TextAsked
+from circadia.serve.forms import Asked, ChatAsked, Named, TextAsked
 from circadia.serve.keys import Key
 from circadia.serve.learn import learned
 from circadia.serve.openai import Shape
@@ -176,6 +176,16 @@ def routes(service: Service) -> APIRouter:
     async def model(model: str, key: Who) -> Any:
         name, _ = chosen(Asked(model=model), key)
         return _model(model, service.reads.learner(name).time if name else 0.0)
+
+    @found.post("/load_model")
+    async def load_model(body: Named, key: Who) -> Any:
+        """`transformers chat` asks for it before it talks; here nothing is left to be loaded."""
+        chosen(Asked(model=body.model), key)
+
+        async def events() -> AsyncIterator[str]:
+            yield event({"status": "ready", "model": body.model, "cached": True})
+
+        return stream(events())
 
     @found.post("/v1/embeddings")
     async def embeddings(key: Who) -> Any:

@@ -98,6 +98,12 @@ class Asked(Form):
         return found
 
 
+class Named(Form):
+    """A model, and nothing else that matters."""
+
+    model: Text
+
+
 class ChatAsked(Asked):
     """/v1/chat/completions."""
 

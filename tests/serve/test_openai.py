@@ -148,3 +148,11 @@ def test_the_example_of_the_docs_runs(server, sdk, capsys, monkeypatch):
     exec(compile(block.replace("http://127.0.0.1:8000", server.url), "docs/serving.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert "'learned': True, 'new_version': 2" in first and second.startswith("3 ")
+
+
+def test_transformers_chat_is_told_that_nothing_is_left_to_load(server):
+    found = server.http.post("/load_model", json={"model": "base"})
+    told = [json.loads(line.removeprefix("data: ")) for line in found.text.splitlines() if line.startswith("data: ")]
+    assert told == [{"status": "ready", "model": "base", "cached": True}]
+    assert server.http.post("/load_model", json={"model": "base@nobody"}).status_code == 404
+    assert server.http.post("/load_model", json={}).status_code == 400

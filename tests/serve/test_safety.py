@@ -200,6 +200,7 @@ ROUTES = [  # method, path, body, scope
     ("POST", "/v1/chat/completions", {**CHAT, "learn": True}, "teach"),
     ("POST", "/v1/completions", {"model": "base@ana", "prompt": "x", "max_tokens": 2}, "read"),
     ("GET", "/v1/models/base@ana", None, "read"),
+    ("POST", "/load_model", {"model": "base@ana"}, "read"),
     ("GET", "/v1/learners/ana", None, "read"),
     ("GET", "/v1/learners/ana/versions", None, "read"),
     ("GET", "/v1/learners/ana/diff?a=1&b=1", None, "read"),
