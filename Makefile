@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make test   install into $(VENV), then lint, type-check and test (about 10 minutes on 2 cores)"
-	@echo "make demo   install into $(VENV), then watch a small model read, answer, be corrected, sleep and forget (a few minutes)"
+	@echo "make demo   install into $(VENV), then watch a small model read, answer, be corrected, sleep and forget (about a minute)"
 	@echo "make docs   install into $(VENV), then build the documentation as a site in site/"
 	@echo "make clean  remove $(VENV) and what the runs left"
 
@@ -33,7 +33,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: $(STAMP)
-	@echo "a small model reads, answers, is corrected, forgets and goes back: about 2 minutes on 2 cores"
+	@echo "a small model reads, answers, is corrected, sleeps, forgets and goes back: about a minute on 2 cores"
 	@$(BIN)/circadia demo --out runs/demo
 
 docs: $(STAMP)

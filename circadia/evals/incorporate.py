@@ -87,13 +87,16 @@ def passages(data: Path, count: int, questions: int | None, seed: int) -> list[P
         rows = doc["questions"]
         if questions is not None and len(rows) > questions:
             rows = chance.sample(rows, questions)
+        context = doc["context"].lower()
+        strange = [answer for answer in pool if answer.lower() not in context]
+        if len(strange) < CANDIDATES - 1:
+            raise ValueError(
+                f"--data: squad has {len(strange)} answers that do not stand in the passage {doc['title']!r}, and "
+                f"{CANDIDATES - 1} wrong ones are compared with the right one: give more passages"
+            )
         asked = []
         for one in rows:
-            others: list[str] = []
-            while len(others) < CANDIDATES - 1:
-                other = chance.choice(pool)
-                if other not in others and other.lower() not in doc["context"].lower():
-                    others.append(other)
+            others = chance.sample(strange, CANDIDATES - 1)
             asked.append((one["question"], one["answer"], tuple(others)))
         made.append(Passage(f"{doc['title']}\n{doc['context']}\n\n", tuple(asked)))
     return made

@@ -39,6 +39,10 @@ def test_passages_and_wrong_answers(data):
             assert not any(other in one.text for other in others)
     with pytest.raises(ValueError, match="12 passages, and 13"):
         incorporate.passages(data, 13, 1, 0)
+    path = data / "squad" / "squad_val.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:5]))  # eight wrong answers, nine are needed
+    with pytest.raises(ValueError, match="8 answers that do not stand in the passage"):
+        incorporate.passages(data, 2, 1, 0)
 
 
 class Remembers(incorporate.Arm):
