@@ -220,6 +220,7 @@ def test_class_means_choose_by_angle_and_inca_asks_the_base(base, monkeypatch):
 def test_osf_leaves_the_directions_that_matter(folder):
     base = Base.load(folder)
     arm = arms.make("OSF", base, 0.01, 0)
+    first = arm.optimizer
     weights = {name: w.detach().clone() for name, w in base.model.named_parameters() if "down_proj" in name}
     arm.learn(A)
     arm.finish()
@@ -234,6 +235,7 @@ def test_osf_leaves_the_directions_that_matter(folder):
         kept = u[:, :half].T @ (learned - old) @ v[:half].T
         assert float(kept.norm()) < 1e-3 * float((learned - old).norm()), name
     assert new and all(p.requires_grad for p in arm.own)
+    assert first.state and arm.optimizer is not first and not arm.optimizer.state
 
 
 def test_a_cartridge_begins_with_what_it_reads_and_spares_our_own_models(folder):

@@ -31,6 +31,7 @@ def test_each_becomes_better_on_its_own(data, folder, tmp_path, monkeypatch):
     assert set(found["sources"]) == {"legal", "maths"}
     for who in ("one", "two"):
         assert found[who]["own kind"] > found[who]["the other's"] and found[who]["own kind"] > 0.1
+    assert found["one"]["the base's"] != found["two"]["the base's"], "both have read the same"
     still = personal.run({**run, "kilobytes": 24, "rate": 0.0}, options)
     assert all(value == 0.0 for who in ("one", "two") for value in still[who].values())
     assert personal.goal(found) == pytest.approx(sum(found[who]["own kind"] for who in ("one", "two")) / 2)

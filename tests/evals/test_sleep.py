@@ -65,6 +65,13 @@ def test_a_life_of_two_days(life, monkeypatch, tmp_path):
     quick = {"presentations": 6.0, "probes": 4, "rows": 4, "dreams": 1}
     short["journal-replay"] = short["journal-replay"].but(replay=quick)
     monkeypatch.setattr(sleep, "preset", lambda name: short[name])
+    night, mornings = sleep.sleep, []
+
+    def slept(*given, **named):
+        mornings.append((named["slept"], found := night(*given, **named)))
+        return found
+
+    monkeypatch.setattr(sleep, "sleep", slept)
     awake, replay, rehearsed = (life(arm) for arm in ("no-sleep", "journal-replay", "journal-replay, rehearsed"))
     for one in (awake, replay, rehearsed):
         scores = one.scores
@@ -76,6 +83,8 @@ def test_a_life_of_two_days(life, monkeypatch, tmp_path):
     assert awake.scores["before"]["own"] != awake.scores["evenings"][0]["own"]
     assert replay.scores["evenings"][0] == awake.scores["evenings"][0]
     assert replay.scores["mornings"][0] != replay.scores["evenings"][0] and replay.scores["nights"][0]["learned"] > 1000
+    for first, second in zip(mornings[::2], mornings[1::2]):
+        assert first[0] is None and second[0] is first[1][0], "the self of the last morning"
     # On the first day there is nothing to rehearse yet; on the second there is.
     assert rehearsed.scores["mornings"][0] == replay.scores["mornings"][0]
     assert rehearsed.scores["evenings"][1] != replay.scores["evenings"][1]
@@ -87,6 +96,8 @@ def test_a_life_of_two_days(life, monkeypatch, tmp_path):
     assert [row[1] for row in arms.rows] == ["no-sleep", "journal-replay", "journal-replay, rehearsed"]
     assert costs.rows[0][1] == "journal-replay, 2 presentations" and len(matrix.rows) == 6
     assert matrix.rows[0][-1] == "-" and float(arms.rows[0][-2]) < float(arms.rows[1][-2])
+    work = sum(3 * n["learned"] + n["read"] + n["made"] for n in replay.scores["nights"])
+    assert arms.rows[1][-2] == f"{work / (3 * replay.scores['awake']):.1f}"
     wanted = replay.scores["mornings"][0]["own"] - replay.scores["before"]["own"]
     assert arms.rows[1][6] == f"{wanted:+.2f}"
     sleep.plot([awake, replay], tmp_path / "x.png")
