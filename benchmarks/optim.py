@@ -3,7 +3,8 @@
 digits     a small ViT on scikit-learn's images of digits, which need no download
 images     the same ViT on any folder of images with a folder for each class (--data DIR)
 novels     transformer++ `tiny` on novels (--data DIR)
-hope       Hope on the same: 64 wide, 3 blocks
+hope       Hope `tiny` on the same
+hope-small the same with 64 channels and 3 blocks
 continual  transformer++ `tiny` on four domains one after another: what is left of the first?
 
 Every optimizer trains the hidden matrices; all else is trained by the same AdamW at the same rate under each of them.
@@ -11,9 +12,9 @@ For each one learning rate and weight decay are tuned in one and the same way on
 runs of other seeds are reported. Every run is a line in runs.jsonl, and a run that is there is not made again, so the
 command can be stopped and given again; the report names what is missing.
 
-As it is, a task takes about 45 minutes of one thread of a free machine: runs of the grid are short (which favours
-rates that are fast at first), the second decay is tried at the best rate and its neighbours only, and Hope is small.
---full is what one would rather have: every rate with every decay, longer runs, Hope `tiny`; hours a task.
+As it is, a task takes about 45 minutes of one thread of a free machine, hope twice as long: runs of the grid are short
+(which favours rates that are fast at first), and the second decay is tried at the best rate and its neighbours only.
+--full is what one would rather have: every rate with every decay, longer runs; hours a task.
 """
 
 import itertools
@@ -253,7 +254,7 @@ def options(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--optimizers", help=f"any of these, separated by ';': {'; '.join(OPTIMIZERS)} (all)")
     parser.add_argument("--steps", type=harness.positive, help="of a reported run (by task: 160 or 200)")
     parser.add_argument("--tune-steps", type=harness.positive, help="of a run of the grid (by task; else as --steps)")
-    parser.add_argument("--full", action="store_true", help="the whole grid, longer runs, Hope tiny: hours a task")
+    parser.add_argument("--full", action="store_true", help="the whole grid, longer runs: hours a task")
     parser.add_argument("--seeds", type=harness.positive, default=3, help="reported ones (3); one more is for tuning")
     parser.add_argument("--data", type=Path, help="folder with novels*/ and domains/, or of images")
     parser.add_argument("--out", type=Path, default=Path("runs/optim"), help="folder for runs, tables and pictures")

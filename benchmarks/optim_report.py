@@ -49,6 +49,7 @@ FIELDS = {
     "images": {"test": "test loss", "train": "train loss", "accuracy": "test accuracy"},
     "novels": {"test": "test loss", "curve end": "train loss"},
     "hope": {"test": "test loss", "curve end": "train loss"},
+    "hope-small": {"test": "test loss", "curve end": "train loss"},
     "continual": {"first": "first domain at the end", "forgotten": "of it forgotten", "test": "mean of all domains"},
 }
 

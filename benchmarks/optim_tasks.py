@@ -196,21 +196,23 @@ class Novels:
 
 
 class Hope(Novels):
-    """(c) The same with Hope: small, about as long a step as transformer++ `tiny` has, or `tiny`."""
+    """(c) The same with Hope `tiny`."""
 
-    def __init__(self, data: Path | None, full: bool = False) -> None:
-        super().__init__(data, full)
-        self.architecture = "hope" if full else "hope 64x3"
+    architecture = "hope"
+
+
+class SmallHope(Novels):
+    """The same with a Hope that has about as long a step as transformer++ `tiny`."""
+
+    architecture = "hope 64x3"
 
     def model(self) -> nn.Module:
         from circadia.models import HopeConfig, HopeForCausalLM
         from circadia.models.presets import preset
 
-        config = preset("hope", "tiny")
-        if self.architecture != "hope":
-            shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-            config = HopeConfig(vocab_size=256, mixers=["self_modifying"], periods=config.periods, **shape)
-        return HopeForCausalLM(config)
+        shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+        periods = preset("hope", "tiny").periods
+        return HopeForCausalLM(HopeConfig(vocab_size=256, mixers=["self_modifying"], periods=periods, **shape))
 
 
 class Continual(Novels):
@@ -274,4 +276,11 @@ def documents(file: Path) -> Iterator[str]:
         yield "\n".join(value for value in json.loads(line).values() if isinstance(value, str))
 
 
-TASKS: dict[str, Any] = {"digits": Digits, "images": Images, "novels": Novels, "hope": Hope, "continual": Continual}
+TASKS: dict[str, Any] = {
+    "digits": Digits,
+    "images": Images,
+    "novels": Novels,
+    "hope": Hope,
+    "hope-small": SmallHope,
+    "continual": Continual,
+}
