@@ -53,8 +53,8 @@ def application(service: Service) -> FastAPI:
         app.include_router(part.routes(service))
     if service.settings.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(service.settings.origins), allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            CORSMiddleware, allow_origins=list(service.settings.origins),
+            allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["Authorization", "Content-Type"],
         )  # fmt: skip
     app.add_middleware(Door, service=service)
 

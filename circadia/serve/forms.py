@@ -66,7 +66,7 @@ class Asked(Form):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    learn: bool = False
+    learn: bool | None = None  # None: as the learner's policy has it
     source: Source = "conversation"
 
     @model_validator(mode="after")
@@ -136,6 +136,7 @@ class NewLearner(Form):
     every: Annotated[int, Field(ge=1, le=10**9)] | None = None
     sleep: Annotated[Text, Field(max_length=200)] | None = None
     rehearse: bool = False
+    conversations: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Of the retrofit."""
@@ -150,6 +151,12 @@ class Change(Form):
     branch: Name = "main"
     stream: bool = False
     wait: bool = True
+
+
+class Set(Change):
+    """What can be changed later; on all branches."""
+
+    conversations: bool
 
 
 class Observe(Change):
