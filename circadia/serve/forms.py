@@ -19,6 +19,7 @@ def _written(text: str) -> str:
 Text = Annotated[str, AfterValidator(_written)]
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Source = Annotated[Text, Field(min_length=1, max_length=200)]
+PROBES = 50  # of a learner, at most
 UNKNOWN = ("tools", "functions", "audio", "best_of", "suffix", "echo", "prediction", "web_search_options", "n")
 
 
@@ -250,9 +251,17 @@ class Probe(Form):
 
 
 class Probes(Change):
-    """In place of those that were there."""
+    """In place of those that are there; or some more, or without those of these names."""
 
-    probes: Annotated[list[Probe], Field(max_length=50)]
+    probes: Annotated[list[Probe], Field(max_length=PROBES)] | None = None
+    add: Annotated[list[Probe], Field(max_length=PROBES)] = []
+    remove: Annotated[list[Annotated[Text, Field(max_length=100)]], Field(max_length=PROBES)] = []
+
+    @model_validator(mode="after")
+    def _one(self) -> "Probes":
+        if (self.probes is None) == (not self.add and not self.remove):
+            raise ValueError("give either probes, which takes the place of all, or add and remove")
+        return self
 
 
 class Forget(Change):
