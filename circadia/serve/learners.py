@@ -12,7 +12,7 @@ from circadia.live.status import group
 from circadia.serve import learn
 from circadia.serve.errors import Refused
 from circadia.serve.forms import Branch, Change, Feedback, Forget, Name, NewLearner, Observe, Rollback, Set, Source
-from circadia.serve.jobs import Job, Work
+from circadia.serve.jobs import LISTENED, Job, Work
 from circadia.serve.keys import Key
 from circadia.serve.reply import event, plain, stream, unless_gone
 from circadia.serve.service import Service
@@ -30,12 +30,12 @@ async def replied(service: Service, request: Request, job: Job, streamed: bool, 
         service.jobs.cancel(job)
         raise
     if job.error is not None:
-        raise job.error
+        raise job.error.bare()
     return JSONResponse(job.result, status)
 
 
 async def _progress(service: Service, job: Job) -> AsyncIterator[str]:
-    queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(LISTENED)
     job.listeners.add(queue)
     try:
         if not job.done.is_set():
