@@ -31,8 +31,10 @@ def test_jobs_that_ended_hold_neither_what_was_sent_nor_a_memory(own, monkeypatc
     before = alive()
     for i in range(5):
         own.post("/v1/learners/ana/observe", text=TEXT)
-        wrong = own.http.post("/v1/learners/ana/feedback", json={"completion": f"none-{i}", "good": True})
-        assert wrong.status_code == 404
+        wrong = own.http.post(
+            "/v1/learners/ana/feedback", json={"completion": f"none-{i}", "good": True, "wait": False}
+        )
+        assert wrong.status_code == 202
     own.chat("ana", learn=True)
     held = list(own.service.jobs.all.values())
     assert [job.action for job in held] == ["feedback", "observe", "feedback", "observe", "feedback", "learn"]
