@@ -67,7 +67,7 @@ def front(urls: list[str]) -> Starlette:
             data |= {one.get("id") or one["name"]: one for one in told.get("data", ())}
         return JSONResponse(told | {"data": list(data.values())} if listed else told, reply.status_code)
 
-    return Starlette(routes=[Route("/{path:path}", handle, methods=["GET", "POST", "DELETE"])], lifespan=life)
+    return Starlette(routes=[Route("/{path:path}", handle, methods=["GET", "POST", "PATCH", "DELETE"])], lifespan=life)
 
 
 if __name__ == "__main__":

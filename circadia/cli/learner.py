@@ -79,6 +79,9 @@ def new(
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Between chunks, go over windows of its nights.")
     ] = False,
+    conversations: Annotated[
+        bool, typer.Option("--conversations", help="What is said with it teaches it, unless told otherwise.")
+    ] = False,
     json: JSON = False,
 ) -> None:
     """Make a learner that has learned nothing."""
@@ -103,6 +106,7 @@ def new(
             key=_key(),
             sleep=sleep,
             rehearse=rehearse,
+            conversations=conversations,
             **given,
         ) as made:
             show.status(made.status(), json)
@@ -144,7 +148,9 @@ def observe(
 @learner.command()
 def chat(
     name: NAME,
-    learn: Annotated[bool, typer.Option(help="Observe the conversation, too.")] = False,
+    learn: Annotated[
+        bool | None, typer.Option("--learn/--no-learn", help="Observe the conversation, too; default its policy.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Of an answer at most.")] = 128,
     store: STORE = HERE,
     base: BASE = None,
@@ -156,10 +162,10 @@ def chat(
     with _opened(store, name, base, branch) as me:
         while line := _line():
             turns.append({"role": "user", "content": line})
-            answer = me.chat(turns, max_new_tokens=tokens)
+            answer = me.chat(turns, max_new_tokens=tokens, learn=False)
             turns.append({"role": "assistant", "content": answer.text})
             show.answer(answer, json)
-        if learn and turns:
+        if turns and (me.conversations if learn is None else learn):
             show.observed(me.observe(turns, "conversation"), "conversation", json)
 
 
@@ -175,7 +181,9 @@ def ask(
     name: NAME,
     question: Annotated[str, typer.Argument(metavar="TEXT", help="A question, or with --raw the start of a text.")],
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the text.")] = False,
-    learn: Annotated[bool, typer.Option(help="Observe question and answer, too.")] = False,
+    learn: Annotated[
+        bool | None, typer.Option("--learn/--no-learn", help="Observe question and answer, too; default its policy.")
+    ] = None,
     keep: Annotated[bool, typer.Option(help="Keep the answer, so that feedback can be given.")] = True,
     tokens: Annotated[int, typer.Option(help="Of the answer at most.")] = 128,
     store: STORE = HERE,
@@ -224,6 +232,26 @@ def status(
         show.status(me.status(), json)
         if picture is not None:
             me.picture(picture)
+
+
+@learner.command("set")
+def set_(
+    name: NAME,
+    conversations: Annotated[
+        bool | None,
+        typer.Option("--conversations/--no-conversations", help="What is said with it teaches it, or does not."),
+    ] = None,
+    store: STORE = HERE,
+    json: JSON = False,
+) -> None:
+    """Change a setting, on all branches; no rollback undoes it."""
+    from circadia.live.conversations import change
+
+    if conversations is None:
+        raise ValueError("nothing is to be set: give --conversations or --no-conversations")
+    with _store(store) as found, found.writer(name) as writer:
+        change(writer, conversations)
+        show.plain({"name": name, "conversations": conversations}, json)
 
 
 @learner.command()

@@ -93,7 +93,8 @@ def status(found: dict[str, Any], json: bool) -> None:
         return
     at = found["version"] if found["version"] is not None else "none: the base"
     print(f"{found['name']} on {found['branch']}: version {at}, {found['tokens']:,} tokens read, "
-          f"{found['bytes'] / 1e6:.2f} MB, journal {'on' if found['journal'] else 'off'}")  # fmt: skip
+          f"{found['bytes'] / 1e6:.2f} MB, journal {'on' if found['journal'] else 'off'}"
+          f"{', conversations teach it' if found['conversations'] else ''}")  # fmt: skip
     print(f"{found['pending']} tokens wait for their chunk, {found['waiting']} characters for the end of their line\n")
     rows: list[tuple[Any, ...]] = []
     for x in found["levels"]:

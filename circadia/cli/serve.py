@@ -35,6 +35,9 @@ def serve(
     readers: Annotated[int, typer.Option(help="Answers at once where each is made by itself.")] = 2,
     teachers: Annotated[int, typer.Option(help="Learners written at once.")] = 1,
     sleepers: Annotated[int, typer.Option(help="Nights at once, beside these.")] = 1,
+    watch: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Between looks for nights by hour and idle; 0: never.")
+    ] = 60.0,
     queue: Annotated[int, typer.Option(help="Requests that wait for an answer.")] = 64,
     seconds: Annotated[float, typer.Option(help="For one answer.")] = 300.0,
     tokens: Annotated[int, typer.Option(help="Of an answer, by default.")] = 256,
@@ -52,7 +55,8 @@ def serve(
     settings = Settings(
         base=base, store=store, host=host, port=port, name=name, tokenizer=tokenizer, by_user=by_user,
         hosts=tuple(allow_host or ()), origins=tuple(origin or ()), cache=int(cache * 2**30), batch=batch,
-        readers=readers, teachers=teachers, sleepers=sleepers, queue=queue, seconds=seconds, tokens=tokens, rate=rate,
+        readers=readers, teachers=teachers, sleepers=sleepers, watch=watch, queue=queue, seconds=seconds, tokens=tokens,
+        rate=rate,
     )  # fmt: skip
     try:
         service = Service(settings, os.environ.get("CIRCADIA_KEY"))

@@ -129,7 +129,9 @@ class Talk:
         self.turns = [*self.turns, {"role": "user", "content": line}][-TURNS:]
         source = f"chat/{self.count() + 1}"  # of the answer, too: what was asked stands with it in the journal
         with self.busy():
-            self.answer = self.me.chat(self.turns, max_new_tokens=self.tokens, source=source, **self.how)
+            self.answer = self.me.chat(
+                self.turns, max_new_tokens=self.tokens, learn=False, source=source, **self.how
+            )  # fmt: skip
         self.turns.append({"role": "assistant", "content": self.answer.text})
         self.console.print(Text(self.answer.text))
         if self.learn:
@@ -150,7 +152,7 @@ class Talk:
     def raw(self, rest: str) -> None:
         """Go on with a text; nothing is learned from it."""
         with self.busy():
-            self.answer = self.me.generate(need(rest, "TEXT"), max_new_tokens=self.tokens, **self.how)
+            self.answer = self.me.generate(need(rest, "TEXT"), max_new_tokens=self.tokens, learn=False, **self.how)
         self.console.print(Text(rest, "dim") + Text(self.answer.text, "default"))
 
     def read(self, rest: str) -> None:

@@ -35,11 +35,12 @@ class Answer:
 
 
 def generate(
-    me: "Learner", prompt: Any, new: int, learn: bool, source: str, keep: bool, given: Mapping[str, Any]
+    me: "Learner", prompt: Any, new: int, learn: bool | None, source: str, keep: bool, given: Mapping[str, Any]
 ) -> Answer:
     """`Learner.generate`."""
     words = me.reader.words
     ids = words.encode(prompt) if isinstance(prompt, str) else tokens_of(me.model, prompt).tolist()
+    learn = _teaches(me, learn, keep)
     if not (keep or learn):
         return _say(me, ids, new, (), given)
     with me.writing():
@@ -50,7 +51,7 @@ def generate(
 
 
 def chat(
-    me: "Learner", messages: Any, new: int, learn: bool, source: str, keep: bool, given: Mapping[str, Any]
+    me: "Learner", messages: Any, new: int, learn: bool | None, source: str, keep: bool, given: Mapping[str, Any]
 ) -> Answer:
     """`Learner.chat`."""
     words = me.reader.words
@@ -59,6 +60,7 @@ def chat(
     ids = words.encode(shown) if isinstance(shown, str) else shown
     stops = () if words.templated else tuple(f"\n{role}:" for role in ROLES.values())
     quotes = any(m["role"] == "assistant" for m in turns)
+    learn = _teaches(me, learn, keep)
     if not (keep or learn):
         return _say(me, ids, new, stops, given, quotes)
     with me.writing():
@@ -66,6 +68,11 @@ def chat(
         if learn:
             _observe(me, "chat", [*turns, {"role": "assistant", "content": answer.text}], source, answer)
     return answer
+
+
+def _teaches(me: "Learner", learn: bool | None, keep: bool) -> bool:
+    """What was asked for; else the learner's policy, but never for what is to leave nothing behind."""
+    return keep and me.conversations if learn is None else learn
 
 
 @torch.no_grad()

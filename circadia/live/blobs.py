@@ -8,16 +8,14 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from circadia.files import sync, write_whole
 from circadia.live.errors import Damaged, StoreError
+from circadia.live.packed import NAMES, pack, pick, raw
 
 SUFFIX = ".safetensors"
 BLOCK = 1 << 20
@@ -27,18 +25,14 @@ _NUMPY = {torch.float16, torch.float32, torch.float64}
 def digest(x: Tensor) -> bytes:
     """SHA-256 of type, shape and bytes."""
     found = hashlib.sha256(f"{x.dtype} {tuple(x.shape)};".encode())
-    found.update(_bytes(x).data)
+    found.update(raw(x).data)
     return found.digest()
-
-
-def _bytes(x: Tensor) -> Any:
-    return x.reshape(-1).view(torch.uint8).numpy()
 
 
 def copy(x: Tensor) -> Tensor:
     """In memory of its own, by one thread: torch's own way waits for its threads, which is slow on a busy machine."""
     own = torch.empty(x.shape, dtype=x.dtype)
-    _bytes(own)[:] = _bytes(x)
+    raw(own)[:] = raw(x)
     return own
 
 
@@ -46,6 +40,8 @@ def plain(name: str, x: Tensor) -> Tensor:
     """As it is stored: a copy on the CPU, in order, without a graph."""
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_complex() or x.is_quantized or x.is_meta:
         raise StoreError(f"state[{name!r}] is {x!r:.80}: a state holds dense real tensors only")
+    if x.dtype not in NAMES:
+        raise StoreError(f"state[{name!r}] is {x.dtype}, which no safetensors file holds: give it another type")
     x = copy(x.detach().cpu().contiguous())  # what is hashed is written, whatever the caller does to his meanwhile
     if x.is_floating_point() and np.isnan(x.numpy() if x.dtype in _NUMPY else x.float().numpy()).any():
         raise StoreError(f"state[{name!r}] holds NaN: it is not stored; go back to the version before")
@@ -64,7 +60,7 @@ class Blobs:
 
     def write(self, tensors: dict[bytes, Tensor]) -> tuple[str, int]:
         """Name and size of the file that now holds them; a kill leaves the whole file or a temporary one."""
-        content = safetensors.torch.save({key.hex(): x for key, x in tensors.items()})
+        content = pack({key.hex(): x for key, x in tensors.items()})
         name = hashlib.sha256(content).hexdigest()
         write_whole(self.path(name), content)
         return name, len(content)
@@ -74,15 +70,15 @@ class Blobs:
         path = self.path(name)
         found = {}
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                for key in keys:
-                    x = copy(file.get_tensor(key.hex()))  # the file is only mapped, and may change
-                    if digest(x) != key:
-                        raise Damaged(f"{path} is damaged (a tensor has changed): {FIX}")
-                    found[key] = x
+            for text, x in pick(path, [key.hex() for key in keys]):
+                if digest(x) != (key := bytes.fromhex(text)):
+                    raise Damaged(f"{path} is damaged (a tensor has changed): {FIX}")
+                found[key] = x
         except FileNotFoundError:
             raise Damaged(f"{path} is missing: {FIX}") from None
-        except (safetensors.SafetensorError, OSError) as error:
+        except Damaged:
+            raise
+        except (ValueError, OSError) as error:
             raise Damaged(f"{path} is damaged ({error}): {FIX}") from None
         return found
 

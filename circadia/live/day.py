@@ -17,6 +17,7 @@ from circadia.sleep import Entry, Probe, Task
 if TYPE_CHECKING:
     from circadia.live.journal import Experience
     from circadia.live.learner import Learner
+    from circadia.live.store import Store
 
 TOGETHER = 1024  # characters up to which small pieces of one source are one entry
 
@@ -38,16 +39,21 @@ class Day:
 
 def lived(me: "Learner") -> list["Experience"]:
     """The experiences that made the state what it is, in order, without what they were."""
+    return behind(me.store, me.name, me.at, me.unsaved.experiences)
+
+
+def behind(store: "Store", name: str, version: int | None, more: Sequence[int] = ()) -> list["Experience"]:
+    """The same of a version; no state is read for it."""
     from circadia.live.forgetting import Line
 
-    line = Line.of(me.store, me.name)
-    numbers = {e for version in line.way(me.at) for e in line.brought[version]} | set(me.unsaved.experiences)
-    return [one for one in me.store.experiences(me.name) if one.number in numbers]
+    line = Line.of(store, name)
+    numbers = {e for v in line.way(version) for e in line.brought[v]} | set(more)
+    return [one for one in store.experiences(name) if one.number in numbers]
 
 
-def reports(me: "Learner", line: Sequence["Experience"]) -> list[dict[str, Any]]:
+def reports(store: "Store", name: str, line: Sequence["Experience"]) -> list[dict[str, Any]]:
     """What the nights on the way wrote, in the order of the nights. One that had nothing to sleep on wrote nothing."""
-    told = [commits.header(me.store.payload(me.name, one.number)) for one in line if one.kind == "report"]
+    told = [commits.header(store.payload(name, one.number)) for one in line if one.kind == "report"]
     return sorted(told, key=lambda said: said["night"])
 
 
@@ -56,7 +62,7 @@ def day(me: "Learner", days: int | None) -> Day:
     from circadia.live.quarantine import folded
 
     line = lived(me)
-    nights = [told["night"] for told in reports(me, line)]
+    nights = [told["night"] for told in reports(me.store, me.name, line)]
     border = 0 if days is None or len(nights) < days else nights[-days]
     kept = folded(me, line)
     away = {n for one in kept.values() if one.status != "admitted" for n in one.members}

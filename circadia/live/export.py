@@ -23,6 +23,7 @@ from circadia.live import chain, journal, privacy, versions
 from circadia.live.blobs import BLOCK, Blobs, digest
 from circadia.live.erase import Exported
 from circadia.live.errors import Damaged, StoreError, explained
+from circadia.live.packed import pack
 from circadia.live.sweep import ranges
 from circadia.live.verify import learner as faults
 
@@ -127,7 +128,7 @@ def _packs(blobs: Blobs, homes: dict[bytes, str]) -> Iterator[tuple[str, bytes]]
         held |= {key.hex(): x for key, x in found.items()}
         size += sum(x.numel() * x.element_size() for x in found.values())
         if size >= PACK or i + 1 == len(wanted):
-            content = safetensors.torch.save(held)
+            content = pack(held)
             yield hashlib.sha256(content).hexdigest(), content
             held, size = {}, 0
 

@@ -30,6 +30,7 @@ from circadia.live import (
     sleeping,
     status,
 )
+from circadia.live import conversations as talks
 from circadia.live.chain import Event
 from circadia.live.erase import Erased, Exported
 from circadia.live.errors import StoreError
@@ -77,7 +78,7 @@ class Learner:
     def create(
         cls, store: Any, base: Any, name: str, *, tokenizer: str | None = None, gate: Any = True, probes: Any = (),
         journal: bool = True, every: int = opening.EVERY, key: str | bytes | None = None, sleep: Any = None,
-        rehearse: Any = False, **settings: Any,
+        rehearse: Any = False, conversations: bool = False, **settings: Any,
     ) -> "Learner":  # fmt: skip
         """A learner that has learned nothing.
 
@@ -93,6 +94,7 @@ class Learner:
         every      tokens of a long stream between two versions
         sleep      when `observe` sleeps by itself, such as "period" or "tokens=65536"; see circadia/live/policy.py
         rehearse   True, or settings of `circadia.live.Awake`: steps on windows of earlier nights between chunks
+        conversations   True: what is said with it teaches it, where `chat` and `generate` are not told otherwise
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r} must be a number of tokens of at least 1")
@@ -101,6 +103,8 @@ class Learner:
         if when is not None:
             when.check(reader.model, journal)
             config["sleep"] = when.to_dict()
+        if talks.checked(conversations):
+            config["conversations"] = True
         found = probes_of(probes)
         Guard(reader, found)
         where, owns = _store(store, key, True)
@@ -257,17 +261,20 @@ class Learner:
         return self.version
 
     def generate(
-        self, prompt: Any, *, max_new_tokens: int = 128, learn: bool = False, source: str = "conversation",
+        self, prompt: Any, *, max_new_tokens: int = 128, learn: bool | None = None, source: str = "conversation",
         keep: bool = True, **given: Any,
     ) -> answers.Answer:  # fmt: skip
-        """Go on with a text. `keep`: the answer gets an id, for feedback; `learn`: both are observed."""
+        """Go on with a text. `keep`: the answer gets an id, for feedback; `learn`: both are observed.
+
+        Without `learn` the learner's policy says (`conversations`); an answer that is not kept is then not learned.
+        """
         return answers.generate(self, prompt, max_new_tokens, learn, source, keep, given)
 
     def chat(
-        self, messages: Any, *, max_new_tokens: int = 128, learn: bool = False, source: str = "conversation",
+        self, messages: Any, *, max_new_tokens: int = 128, learn: bool | None = None, source: str = "conversation",
         keep: bool = True, **given: Any,
     ) -> answers.Answer:  # fmt: skip
-        """Answer a question or a conversation."""
+        """Answer a question or a conversation; `keep` and `learn` as in `generate`."""
         return answers.chat(self, messages, max_new_tokens, learn, source, keep, given)
 
     def feedback(
@@ -373,6 +380,16 @@ class Learner:
         with self.writing() as writer:
             writer.record("probes", {"probes": [vars(p) | {"choices": list(p.choices)} for p in guard.probes]})
             self.guard = guard
+
+    @property
+    def conversations(self) -> bool:
+        """Whether what is said with it teaches it, where nobody says so."""
+        return talks.of(self.store, self.name)
+
+    def set(self, *, conversations: bool) -> None:
+        """Change a setting, on all branches. It makes no version and is not undone by a rollback."""
+        with self.writing() as writer:
+            talks.change(writer, conversations)
 
     def judge(self) -> Verdict:
         """What the guard says of the state as it is."""

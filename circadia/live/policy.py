@@ -13,11 +13,11 @@ its time. Every night it sleeps is an entry of the journal like any other.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from circadia.live.day import lived, reports
+from circadia.live.day import behind, lived, reports
 from circadia.live.reader import position
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.settings import LevelSettings
@@ -25,7 +25,9 @@ from circadia.sleep import DEFAULT, Schedule, preset
 from circadia.sleep.schedule import until
 
 if TYPE_CHECKING:
+    from circadia.live.journal import Experience
     from circadia.live.learner import Learner
+    from circadia.live.store import Store
 
 NUMBERS = {"period": int, "tokens": int, "surprise": float, "idle": float, "hour": int}
 
@@ -103,17 +105,44 @@ class Since:
     def of(cls, me: "Learner") -> "Since":
         """Out of the log."""
         line = lived(me)
-        told = reports(me, line)
-        last = next((one for one in reversed(line) if told and one.number == told[-1]["night"]), None)
-        first = 0 if last is None else last.number
+        first, start, slept, active = _night(me.store, me.name, line)
         versions = {one.version for one in line if one.number > first and one.version}
         chunk, nats = me.model.settings.chunk if levels_of(me.model) else 1, 0.0
         for event in me.store.events(me.name, "learned"):
             if event.version in versions and event.payload and event.payload["surprise"] is not None:
                 nats += event.payload["surprise"] * event.payload["chunks"] * chunk
-        begun = me.store.learner(me.name).time
-        active = max((one.time for one in line if one.kind not in ("sleep", "report")), default=begun)
-        return cls(last.start if last else 0, last.time if last else begun, active, nats)
+        return cls(start, slept, active, nats)
+
+
+def _night(store: "Store", name: str, line: Sequence["Experience"]) -> tuple[int, int, float, float]:
+    """The last night's number, its place in the stream and its time; and when something else happened last."""
+    told, begun = reports(store, name, line), store.learner(name).time
+    last = next((one for one in reversed(line) if told and one.number == told[-1]["night"]), None)
+    active = max((one.time for one in line if one.kind not in ("sleep", "report")), default=begun)
+    return (last.number, last.start, last.time, active) if last else (0, 0, begun, active)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What `idle` and `hour` look at, of a branch. Rows say it: no memory is read, as `due` does."""
+
+    tokens: int  # read since the last night
+    slept: float
+    active: float
+
+    @classmethod
+    def of(cls, store: "Store", name: str, branch: str) -> "Clock":
+        """As it is committed."""
+        version = store.current(name, branch)
+        if version is None:
+            return cls(0, 0.0, 0.0)
+        _, start, slept, active = _night(store, name, behind(store, name, version.number))
+        return cls(version.tokens - start, slept, active)
+
+    def why(self, when: Policy) -> list[str]:
+        """Its reasons to sleep now."""
+        clock = Schedule(idle=when.idle, hour=when.hour)
+        return clock.why(now=time.time(), slept=self.slept, active=self.active, tokens=self.tokens, surprise=0.0)
 
 
 def due(me: "Learner", since: Since | None = None, coming: int | None = None, asked: bool = False) -> Due:

@@ -50,6 +50,7 @@ def of(me: "Learner") -> dict[str, Any]:
         "waiting": len(tail_of(state)),
         "bytes": sum(x.nbytes for x in state.values()),
         "journal": life.journal,
+        "conversations": me.conversations,
         "writer": life.writer,
         "levels": levels,
         "sources": sources,

@@ -1,5 +1,6 @@
 """The application, and the server that runs it."""
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -14,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from circadia import __version__
 from circadia.serve import chat, errors, files, learners, nights
+from circadia.serve.clock import Clockwork
 from circadia.serve.door import Door
 from circadia.serve.errors import Refused
 from circadia.serve.keys import Key
@@ -39,8 +41,12 @@ def application(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         files.sweep(service.settings.store)
+        clock = Clockwork(service)
+        watch = asyncio.create_task(clock.run())
         yield
         service.halt()
+        clock.over.set()
+        await watch
         await service.jobs.closing(service.settings.grace)
         service.pool.shutdown(wait=True)
         service.close()
@@ -53,8 +59,8 @@ def application(service: Service) -> FastAPI:
         app.include_router(part.routes(service))
     if service.settings.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(service.settings.origins), allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            CORSMiddleware, allow_origins=list(service.settings.origins),
+            allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["Authorization", "Content-Type"],
         )  # fmt: skip
     app.add_middleware(Door, service=service)
 

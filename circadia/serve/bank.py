@@ -25,13 +25,16 @@ from circadia.models.retrofit.build import arranged, loaded, positions
 from circadia.models.retrofit.wear import Reading, worn
 
 Model = RetrofitModel | NativeModel
+KINDS = 1024  # of learners, by their settings, whose arrangement is held
+FORGOT = 10_000  # learners of which is known how often they forgot
 
 
 class Base:
     """The weights that no learner changes, and one arrangement of levels on them for every kind of learner."""
 
     def __init__(self, given: Any, tokenizer: str | None) -> None:
-        self._lock, self._models, self._readers = threading.Lock(), dict[str, Model](), dict[str, Reader]()
+        self._lock = threading.Lock()
+        self._models, self._readers = OrderedDict[str, Model](), OrderedDict[str, Reader]()
         self.source: str | None = None
         self.own: Model | None = None  # a saved retrofit has its own settings, which all learners share
         if isinstance(given, (str, Path)):
@@ -68,7 +71,9 @@ class Base:
         made = arranging(self.module, dict(given))
         made.source = self.source
         with self._lock:
-            return self._models.setdefault(_text(made.settings.to_dict()), made)
+            made = self._models.setdefault(_text(made.settings.to_dict()), made)
+            self._bound()
+            return made
 
     def reader(self, life: Life) -> Reader:
         """For a learner of the store; one of another base is refused."""
@@ -94,7 +99,14 @@ class Base:
                 )  # fmt: skip
             found = again(life, self._models.get(wanted, self.own))
             self._readers[key] = found
+            self._bound()
             return found
+
+    def _bound(self) -> None:
+        """Learners come and go with settings of their own; what is let go is arranged again when it is asked for."""
+        for held in (self._models, self._readers):
+            while len(held) > KINDS:
+                held.popitem(last=False)
 
     def safe(self, life: Life) -> None:
         """Of a learner that came in a file: it may not make this machine open a tokenizer that the file names."""
@@ -139,7 +151,7 @@ class Memories:
         self.base, self.store, self.limit = base, store, limit
         self._held: OrderedDict[tuple[str, int], Memory] = OrderedDict()
         self._lock, self._loading = threading.Lock(), dict[str, threading.Lock]()
-        self._epochs: dict[str, int] = {}
+        self._epochs: OrderedDict[str, int] = OrderedDict()
         self.loads = self.evictions = 0
 
     @property
@@ -214,6 +226,11 @@ class Memories:
     def drop(self, uid: str) -> None:
         """What a learner forgot is in no memory that is held."""
         with self._lock:
-            self._epochs[uid] = self._epochs.get(uid, 0) + 1
-            for key in [key for key in self._held if key[0] == uid]:
+            self._epochs[uid] = self._epochs.pop(uid, 0) + 1
+            gone = {uid}
+            if len(self._epochs) > FORGOT:  # it counts from 0 again, and so must what is held of it
+                gone.add(self._epochs.popitem(last=False)[0])
+            for key in [key for key in self._held if key[0] in gone]:
                 del self._held[key]
+            for one in gone:
+                self._loading.pop(one, None)

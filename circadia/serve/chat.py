@@ -1,7 +1,7 @@
 """/v1/chat/completions, /v1/completions and /v1/models, as OpenAI's clients expect them.
 
-Beside OpenAI's fields: `"learn": true` lets a learner observe the conversation, and a reply says in `circadia` who gave
-it, which version it came from and which one it left.
+Beside OpenAI's fields: `learn` lets a learner observe the conversation, or not; without it the learner's policy says. A
+reply says in `circadia` who gave it, which version it came from and which one it left.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ def routes(service: Service) -> APIRouter:
                 return None
             kept = service.remember(shape.id, memory, wish, said, quotes)
             told = {"learner": memory.learner, "branch": memory.branch, "version": memory.version}
-            return {**told, **(await learned(service, key, kept, body.source, turns) if body.learn else {})}
+            return {**told, **await learned(service, key, kept, body.source, turns, body.learn)}
 
         if not body.stream:
             said = await unless_gone(request, service.say(who, wish, call, None, (key.id, body.user)))

@@ -39,6 +39,10 @@ class Refused(Exception):
         said, param = (None if x is None else x.encode("utf-8", "replace").decode() for x in (self.message, self.param))
         return {"error": {"message": said, "type": kind, "param": param, "code": self.code}}
 
+    def bare(self) -> "Refused":
+        """To be kept or raised anew: without the frames that it went through, which hold texts and memories."""
+        return Refused(self.status, self.message, self.code, self.param, self.retry)
+
     def response(self) -> JSONResponse:
         """With Retry-After, where it is worth trying again."""
         headers = {} if self.retry is None else {"Retry-After": str(max(1, round(self.retry)))}

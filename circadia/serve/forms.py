@@ -19,6 +19,7 @@ def _written(text: str) -> str:
 Text = Annotated[str, AfterValidator(_written)]
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Source = Annotated[Text, Field(min_length=1, max_length=200)]
+PROBES = 50  # of a learner, at most
 UNKNOWN = ("tools", "functions", "audio", "best_of", "suffix", "echo", "prediction", "web_search_options", "n")
 
 
@@ -66,7 +67,7 @@ class Asked(Form):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    learn: bool = False
+    learn: bool | None = None  # None: as the learner's policy has it
     source: Source = "conversation"
 
     @model_validator(mode="after")
@@ -136,6 +137,7 @@ class NewLearner(Form):
     every: Annotated[int, Field(ge=1, le=10**9)] | None = None
     sleep: Annotated[Text, Field(max_length=200)] | None = None
     rehearse: bool = False
+    conversations: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Of the retrofit."""
@@ -150,6 +152,12 @@ class Change(Form):
     branch: Name = "main"
     stream: bool = False
     wait: bool = True
+
+
+class Set(Change):
+    """What can be changed later; on all branches."""
+
+    conversations: bool
 
 
 class Observe(Change):
@@ -243,9 +251,17 @@ class Probe(Form):
 
 
 class Probes(Change):
-    """In place of those that were there."""
+    """In place of those that are there; or some more, or without those of these names."""
 
-    probes: Annotated[list[Probe], Field(max_length=50)]
+    probes: Annotated[list[Probe], Field(max_length=PROBES)] | None = None
+    add: Annotated[list[Probe], Field(max_length=PROBES)] = []
+    remove: Annotated[list[Annotated[Text, Field(max_length=100)]], Field(max_length=PROBES)] = []
+
+    @model_validator(mode="after")
+    def _one(self) -> "Probes":
+        if (self.probes is None) == (not self.add and not self.remove):
+            raise ValueError("give either probes, which takes the place of all, or add and remove")
+        return self
 
 
 class Forget(Change):

@@ -20,6 +20,7 @@ from circadia.serve.keys import Key, Keys
 Result = dict[str, Any]
 Work = Callable[["Job"], Result]
 FINISHED = 1000  # jobs whose end can still be asked for
+LISTENED = 4096  # events of a job that wait for a client
 
 
 class Job:
@@ -30,7 +31,8 @@ class Job:
     ) -> None:  # fmt: skip
         self.night = night
         self.id = f"job-{secrets.token_hex(12)}"
-        self.learner, self.action, self.work, self.key, self.seconds = learner, action, work, key, seconds
+        self.learner, self.action, self.key, self.seconds = learner, action, key, seconds
+        self.work: Work | None = work  # it holds what was sent, and is let go at the end
         self.state = "queued"
         self.result: Result | None = None
         self.error: Refused | None = None
@@ -51,8 +53,14 @@ class Job:
 
     def _told(self, progress: Result) -> None:
         self.progress = progress
+        self.listen(progress)
+
+    def listen(self, told: Result | None) -> None:
+        """To everybody who listens; one who does not keep up misses the oldest."""
         for queue in self.listeners:
-            queue.put_nowait(progress)
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(told)
 
     def shown(self) -> Result:
         """For clients."""
@@ -92,6 +100,15 @@ class Jobs:
     def asleep(self) -> int:
         """How many of these are nights."""
         return sum(job.night for job in self._busy.values())
+
+    @property
+    def beds(self) -> int:
+        """Workers for nights that nobody has and nobody waits for."""
+        return self.workers[True] - self.asleep - sum(job.night for line in self._lines.values() for job in line)
+
+    def busy(self, learner: str) -> bool:
+        """Is it changed now, or soon?"""
+        return learner in self._busy or learner in self._lines
 
     def submit(self, learner: str, action: str, work: Work, key: Key, night: bool = False) -> Job:
         """Into the learner's line, or 429."""
@@ -138,11 +155,12 @@ class Jobs:
     async def _run(self, job: Job) -> None:
         job.state, job.until = "running", time.monotonic() + job.seconds
         self.publish(job.learner, {"event": "job", "action": job.action, "status": "running"})
+        assert job.work is not None
         try:
             job.result = await asyncio.get_running_loop().run_in_executor(self.pool, job.work, job)
             state = "done"
         except BaseException as error:
-            job.error, state = of(error, self.paths), "failed"
+            job.error, state = of(error, self.paths).bare(), "failed"
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
@@ -151,13 +169,12 @@ class Jobs:
             self._next()
 
     def _end(self, job: Job, state: str) -> None:
-        job.state = state
+        job.state, job.work = state, None
         version = (job.result or {}).get("version")
         self.keys.note(job.key, job.learner, job.action, state, version)
         self.publish(job.learner, {"event": "job", "action": job.action, "status": state, "version": version})
         job.done.set()
-        for queue in job.listeners:
-            queue.put_nowait(None)
+        job.listen(None)
         ended = [key for key, one in self.all.items() if one.done.is_set()]
         for key in ended[: max(0, len(ended) - FINISHED)]:
             del self.all[key]

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from circadia.live import Learner, answers
+from circadia.live import Learner, answers, conversations
+from circadia.live.errors import StoreError
 from circadia.live.sleeping import Night
 from circadia.live.text import BLOCK
 from circadia.serve.errors import Refused
-from circadia.serve.forms import Branch, Feedback, Forget, NewLearner, Rollback
+from circadia.serve.forms import Branch, Feedback, Forget, NewLearner, Rollback, Set
 from circadia.serve.jobs import Job, Result, Work
 from circadia.serve.keys import Key
 from circadia.serve.reply import plain
@@ -55,6 +56,7 @@ def create(service: Service, form: NewLearner) -> Work:
             journal=form.journal,
             sleep=form.sleep,
             rehearse=form.rehearse,
+            conversations=form.conversations,
             **given,
         ) as me:
             levels = [level.period for level in model.settings.levels]
@@ -158,11 +160,22 @@ def _take(me: Learner, kept: Completion, source: str, form: str | None = None, d
     return answers.take(me, answer, source, form, data)
 
 
-async def learned(service: Service, key: Key, kept: Completion, source: str, turns: Any) -> Result:
-    """A conversation is learned after its answer was given; where that fails, the answer is still worth sending."""
+async def learned(
+    service: Service, key: Key, kept: Completion, source: str, turns: Any, asked: bool | None
+) -> Result:  # fmt: skip
+    """A conversation is learned after its answer was given; where that fails, the answer is still worth sending.
+
+    `asked`: what the request said. Where it said nothing the learner's policy counts, for keys that may teach.
+    """
+    if not (_policy(service, kept.learner) if asked is None else asked):
+        return {}
+    if not key.may("teach"):
+        return {"learned": False, "error": f"this key has scope {key.scope!r}, 'teach' is needed"}
 
     def work(job: Job) -> Result:
         with service.changing(kept.learner, kept.branch) as me:
+            if asked is None and not me.conversations:
+                raise Refused(409, "its policy was changed while it answered: this is not learned", "policy")
             life = service.writes.learner(kept.learner)
             if kept.uid != life.uid or kept.epoch != service.memories.epoch(life.uid):
                 raise Refused(409, "the learner forgot something while it answered: this is not learned", "forgotten")
@@ -182,6 +195,24 @@ async def learned(service: Service, key: Key, kept: Completion, source: str, tur
         return {"learned": False, "error": job.error.message}
     assert job.result is not None
     return {"learned": True, "new_version": job.result["version"]}
+
+
+def _policy(service: Service, name: str) -> bool:
+    try:
+        return conversations.of(service.reads, name)
+    except StoreError:  # deleted while it answered
+        return False
+
+
+def set_(service: Service, name: str, form: Set) -> Work:
+    """A setting."""
+
+    def work(job: Job) -> Result:
+        with service.changing(name, form.branch) as me:
+            me.set(conversations=form.conversations)
+            return current(me, conversations=me.conversations)
+
+    return work
 
 
 def rollback(service: Service, name: str, form: Rollback) -> Work:

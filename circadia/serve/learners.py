@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from circadia.live.status import group
 from circadia.serve import learn
 from circadia.serve.errors import Refused
-from circadia.serve.forms import Branch, Change, Feedback, Forget, Name, NewLearner, Observe, Rollback, Source
-from circadia.serve.jobs import Job, Work
+from circadia.serve.forms import Branch, Change, Feedback, Forget, Name, NewLearner, Observe, Rollback, Set, Source
+from circadia.serve.jobs import LISTENED, Job, Work
 from circadia.serve.keys import Key
 from circadia.serve.reply import event, plain, stream, unless_gone
 from circadia.serve.service import Service
@@ -30,12 +30,12 @@ async def replied(service: Service, request: Request, job: Job, streamed: bool, 
         service.jobs.cancel(job)
         raise
     if job.error is not None:
-        raise job.error
+        raise job.error.bare()
     return JSONResponse(job.result, status)
 
 
 async def _progress(service: Service, job: Job) -> AsyncIterator[str]:
-    queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(LISTENED)
     job.listeners.add(queue)
     try:
         if not job.done.is_set():
@@ -87,6 +87,12 @@ def routes(service: Service) -> APIRouter:
             return plain({"object": "learner", **told})
 
         return await unless_gone(request, service.read(name, work))
+
+    @found.patch("/learners/{name}")
+    async def settings(name: Name, form: Set, request: Request, key: Who) -> Any:
+        service.allow(key, name, "admin")
+        action = f"conversations {'on' if form.conversations else 'off'}"
+        return await change(request, key, name, action, learn.set_(service, name, form), form)
 
     @found.delete("/learners/{name}")
     async def delete(name: Name, request: Request, key: Who) -> Any:

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import HTMLResponse
 
+from circadia.live import Learner
 from circadia.live.guard import Guard, read
 from circadia.live.sleeping import Night, asked_for, nights, unfinished
 from circadia.serve.errors import Refused
-from circadia.serve.forms import Change, Decision, Name, Probes, Sleep
+from circadia.serve.forms import PROBES, Change, Decision, Name, Probes, Sleep
 from circadia.serve.jobs import Job, Result, Work
 from circadia.serve.keys import Key
 from circadia.serve.learn import current, slept
@@ -61,12 +62,23 @@ def ask(service: Service, name: str, form: Probes) -> Work:
 
     def work(job: Job) -> Result:
         with service.changing(name, form.branch) as me:
-            found = read([one.model_dump() for one in form.probes])
+            found = read(_wanted(me, form))
             verdict = Guard(me.reader, found).judge(me.state)
             me.probes(found)
             return current(me, **asdict(verdict))
 
     return work
+
+
+def _wanted(me: Learner, form: Probes) -> list[Any]:
+    there = {probe.name: probe for probe in me.guard.probes}
+    if unknown := [name for name in form.remove if name not in there]:
+        raise ValueError(f"remove: there is no probe {unknown[0]!r}; there is {', '.join(there) or 'none'}")
+    kept = [] if form.probes is not None else [one for name, one in there.items() if name not in form.remove]
+    found = [*kept, *(one.model_dump() for one in (form.probes or form.add))]
+    if len(found) > PROBES:
+        raise ValueError(f"add: {len(found)} probes are too many, {PROBES} may be set: remove some")
+    return found
 
 
 def _line(night: Night) -> dict[str, Any]:

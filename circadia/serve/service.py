@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Completion:
     quotes: bool  # the prompt holds answers given before
     answer: int | None = None  # its number in the journal
 
+    @property
+    def size(self) -> int:
+        """In tokens."""
+        return len(self.prompt) + self.said.count
+
 
 class Service:
     """One base, one store. `start` and `stop` belong to the event loop that serves it."""
@@ -72,6 +78,7 @@ class Service:
         self.pool = ThreadPoolExecutor(at_once, "circadia-reader")
         self.slots = Slots(at_once, settings.queue, settings.queue_one)
         self.completions: OrderedDict[str, Completion] = OrderedDict()
+        self._tokens, self._lock = 0, threading.Lock()  # of these
         self.watchers: dict[str, set[asyncio.Queue[dict[str, Any] | None]]] = {}
         where = {str(Path(settings.store).resolve()): "the store", str(settings.store): "the store"}
         self.paths = {**where, **({self.base.source: "the base"} if self.base.source else {})}
@@ -218,20 +225,24 @@ class Service:
     def remember(self, id: str, memory: Memory, wish: Wish, said: Said, quotes: bool) -> Completion:
         """A reply, so that feedback can be given on it."""
         assert memory.learner is not None
+        said = replace(said, marks=())  # many times as large as the text
         found = Completion(
             memory.learner, memory.uid, memory.branch, memory.epoch, said, wish.ids, memory.version, quotes
         )
-        if memory.epoch == self.memories.epoch(memory.uid):  # else it may hold what was forgotten meanwhile
-            self.completions[id] = found
-        while len(self.completions) > self.settings.completions:
-            self.completions.popitem(last=False)
+        with self._lock:
+            if memory.epoch == self.memories.epoch(memory.uid):  # else it may hold what was forgotten meanwhile
+                self.completions[id] = found
+                self._tokens += found.size
+            while len(self.completions) > self.settings.completions or self._tokens > self.settings.completion_tokens:
+                self._tokens -= self.completions.popitem(last=False)[1].size
         return found
 
     def lost(self, uid: str) -> None:
         """After forgetting and deleting: neither a memory nor a reply that it shaped is held any longer."""
         self.memories.drop(uid)
-        for id in [id for id, one in list(self.completions.items()) if one.uid == uid]:
-            self.completions.pop(id, None)
+        with self._lock:
+            for id in [id for id, one in self.completions.items() if one.uid == uid]:
+                self._tokens -= self.completions.pop(id).size
 
     # To watch
 

@@ -24,6 +24,7 @@ class Settings:
     readers: int = 2  # answers that are made at once where each is made by itself
     teachers: int = 1  # learners that are written at once
     sleepers: int = 1  # nights at once, beside these
+    watch: float = 60.0  # between two looks at the clock, for nights by `hour` and `idle`; 0: none begins by itself
     queue: int = 64  # requests that wait for an answer, of all
     queue_one: int = 16  # of one learner, with those at work
     jobs: int = 64  # changes that wait, of all; and as many nights
@@ -38,13 +39,14 @@ class Settings:
     most_tokens: int = 8192  # of an answer, at most
     learners: int = 1000
     completions: int = 2000  # that feedback can still be given on
+    completion_tokens: int = 4 << 20  # of these at most, with their prompts
     rate: int = 0  # requests a minute of one key; 0: no limit
     grace: float = 30.0  # at the end, for changes to reach a border
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("port", "rate", "cache") else 1
+            least = 0 if field.name in ("port", "rate", "cache", "watch") else 1
             if field.type in (int, float) and (isinstance(value, bool) or not value >= least):
                 raise ValueError(f"{field.name}={value!r} must be at least {least}")
         if not self.name or "@" in self.name:

@@ -93,12 +93,12 @@ class Schedule:
             found.append(f"idle for {now - active:.0f} s")
         if self.surprise is not None and surprise >= self.surprise:
             found.append(f"{surprise:.0f} nats of surprise, the budget is {self.surprise:g}")
-        if self.hour is not None and _last(now, self.hour) > slept:
+        if self.hour is not None and last(now, self.hour) > slept:
             found.append(f"it is past {self.hour}:00")
         return found
 
 
-def _last(now: float, hour: int) -> float:
+def last(now: float, hour: int) -> float:
     """The last time it was this hour."""
     today = datetime.fromtimestamp(now).replace(hour=hour, minute=0, second=0, microsecond=0).timestamp()
     return today if today <= now else today - 86400

@@ -98,10 +98,18 @@ def test_a_night_that_was_stopped_is_taken_up(tmp_path, short, monkeypatch, caps
         assert me.version.number == 2 and "It wakes up" in capsys.readouterr().out
 
 
-def test_without_learning_nothing_changes(chat, tmp_path):
-    assert "--no-learn" in chat(f"{LONG}\n/why\n", "--no-learn", code=2)
+@pytest.mark.parametrize("policy", [False, True])
+def test_without_learning_nothing_changes(chat, tmp_path, policy):
+    """Whatever the learner's own policy says: what is to be learned is said on the command line here."""
+    chat("/levels\n")
+    with Learner.open(tmp_path, "me") as me:
+        me.set(conversations=policy)
+    assert "--no-learn" in chat(f"{LONG}\n/raw Once\n/why\n", "--no-learn", code=2)
     with Learner.open(tmp_path, "me") as me:
         assert me.version is None and me.tokens == 0
+    chat(f"{LONG}\n/raw Once\n")
+    with Learner.open(tmp_path, "me") as me:
+        assert me.tokens + len(me.state["text/tail"]) == len(LONG) + 1  # what was said, once, and no answer
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,33 @@ def test_a_life_from_new_to_forget(run, base, tmp_path):
     assert forgotten["erased"]["versions"] and run("status", "ana", "--json")["tokens"] == 0
 
 
+def test_a_policy_for_conversations(run, base):
+    given = ("ana", "--tokens", 3)
+    run("new", "ana", "--base", base, "--periods", "8,16", "--context", 8, "--no-gate", "--conversations")
+    assert "journal on, conversations teach it" in run("status", "ana")
+    counted = []
+    for words, text in (
+        (("ask", "ana", "Who?", "--tokens", 3), None),
+        (("ask", "ana", "Who?", "--tokens", 3, "--no-learn"), None),
+        (("chat", *given), "Hi\n\n"),
+        (("chat", *given, "--no-learn"), "Hi\n\n"),
+        (("set", "ana", "--no-conversations"), None),
+        (("ask", "ana", "Who?", "--tokens", 3), None),
+        (("chat", *given), "Hi\n\n"),
+        (("chat", *given, "--learn"), "Hi\n\n"),
+    ):
+        run(*words, given=text)
+        counted.append(len(run("versions", "ana", "--json")))
+    assert counted == [1, 1, 2, 2, 2, 2, 2, 3] and "conversations teach" not in run("status", "ana")
+    assert run("set", "ana", "--conversations", "--json") == {"name": "ana", "conversations": True}
+    assert run("status", "ana", "--json")["conversations"] and run("verify", "--json")["faults"] == []
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ("set", "ana"),
+        ("set", "nobody", "--conversations"),
         ("observe", "nobody", "--text", "x"),
         ("observe", "ana", "no-such-file"),
         ("observe", "ana", "--text", "x", "--trust", "2"),

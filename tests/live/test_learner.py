@@ -364,6 +364,32 @@ def test_status_and_pictures(store, base, tmp_path):
         me.picture(tmp_path / "life.txt")
 
 
+def test_conversations_teach_by_policy_unless_told_otherwise(store, base, tmp_path):
+    me = make(store, base, "ana", gate=False, conversations=True)
+    said = me.chat("Hello? " * 3, max_new_tokens=3)
+    assert me.status()["conversations"] and me.version.number == 1 and me.tokens > 20
+    me.chat("Hello?", max_new_tokens=3, learn=False)
+    me.chat("Hello?", max_new_tokens=3, keep=False)  # leaves nothing behind
+    assert me.version.number == 1
+    me.generate("The fox", max_new_tokens=3)
+    assert me.version.number == 2
+    me.set(conversations=False)
+    me.generate("The fox", max_new_tokens=3)
+    me.rollback(1)
+    assert not me.conversations and me.version.number == 1 and not store.verify().faults
+    me.set(conversations=True)
+    me.forget(all=True)
+    me.export(tmp_path / "ana.circadia")
+    assert me.conversations and said.id not in me.answers
+    with Learner.import_(store, tmp_path / "ana.circadia", "bob", base) as bob:
+        assert bob.conversations
+    assert not make(store, base, "eve").conversations and not store.verify().faults
+    for call in (lambda: make(store, base, "eva", conversations=1), lambda: me.set(conversations="yes")):
+        with pytest.raises(ValueError, match=r"conversations=.*give True, or False"):
+            call()
+    assert "eva" not in store.learners()
+
+
 def test_many_learners_over_one_base(folder, store):
     """What one learned is not in another, neither in its logits nor in its state nor in its part of the files."""
     import gc

@@ -76,6 +76,55 @@ def test_a_conversation_teaches_only_when_asked_to(own):
     assert text["circadia"]["new_version"] == 3
 
 
+def test_a_policy_lets_conversations_teach_unless_the_request_says_otherwise(own):
+    server, folder = own
+    path = "/v1/learners/bea"
+    server.make("bea", conversations=True)
+    status = server.http.get(path).json()
+    assert status["conversations"] and not server.http.get("/v1/learners/ana").json()["conversations"]
+    told = server.chat("bea", "I am Mira.")["circadia"]
+    assert (told["learned"], told["new_version"]) == (True, 1)
+    assert "learned" not in server.chat("bea", "I am canary-2a.", learn=False)["circadia"]
+    assert server.chat("bea", "Null is nothing said.", learn=None)["circadia"]["new_version"] == 2
+    _, end = events(server, "/v1/completions", model="base@bea", prompt="Once", max_tokens=3)
+    assert end["circadia"]["new_version"] == 3 and b"canary-2a" not in raw(folder)
+    done = server.http.patch(path, json={"conversations": False}).json()
+    assert (done["conversations"], done["version"]) == (False, 3)  # a setting makes no version
+    assert "learned" not in server.chat("bea", "I am canary-2b.")["circadia"] and b"canary-2b" not in raw(folder)
+    assert server.chat("bea", "Asked for.", learn=True)["circadia"]["new_version"] == 4
+    server.http.patch(path, json={"conversations": True})
+    server.post(f"{path}/branch", name="side")
+    assert server.chat("bea:side", "Hi.")["circadia"]["new_version"] == 5
+    server.post(f"{path}/rollback", version=1)
+    server.post(f"{path}/forget", all=True)
+    assert server.http.get(path).json()["conversations"]  # neither took it back
+    noted = [one["action"] for one in server.http.get(f"{path}/changes").json()["data"]]
+    assert noted[:4] == ["forget", "rollback", "learn", "branch"]
+    assert [one for one in noted if "conv" in one] == ["conversations on", "conversations off"]
+    file = server.http.get(f"{path}/export").content
+    server.http.post("/v1/learners/import?name=cat", content=file)
+    assert server.http.get("/v1/learners/cat").json()["conversations"]
+    for body in ({}, {"conversations": "yes"}, {"conversations": True, "sleep": "off"}):
+        assert server.http.patch(path, json=body).status_code == 400, body
+
+
+def test_a_policy_that_is_taken_back_while_it_answers_teaches_nothing(own, monkeypatch):
+    server, _ = own
+    server.http.patch("/v1/learners/ana", json={"conversations": True})
+    submit = server.service.jobs.submit
+
+    def late(name, action, work, key, night=False):
+        if action == "learn":  # a change that was answered before this one's turn came
+            with Learner.open(server.service.writes, name, server.service.base.own) as me:
+                me.set(conversations=False)
+        return submit(name, action, work, key, night)
+
+    monkeypatch.setattr(server.service.jobs, "submit", late)
+    told = server.chat("ana", "I am Mira.")["circadia"]
+    assert told["learned"] is False and "policy was changed" in told["error"]
+    assert server.http.get("/v1/learners/ana").json()["tokens"] == 0
+
+
 def test_feedback_is_tied_to_a_completion(own):
     server, _ = own
     server.make("bob")

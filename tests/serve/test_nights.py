@@ -187,4 +187,18 @@ def test_probes_and_their_scores_over_the_versions(own):
     assert [one["name"] for one in told["probes"]] == ["fox", "where"] and "text" not in told["probes"][0]
     now, before = told["data"]
     assert before["scores"] == {} and (now["version"], before["version"]) == (2, 1)
+    more = {"kind": "drift", "name": "away", "text": "The sea.", "max": 99}
+    assert set(own.post("/v1/learners/ana/probes", add=[more], remove=["fox"])["scores"]) == {"where", "away"}
+    assert [one["name"] for one in get(own, "/probes")["probes"]] == ["where", "away"]
+    assert get(own, "/probes")["probes"][1]["max"] == 99
+    for body, said in (
+        ({"add": [more]}, "the same name"),
+        ({"remove": ["fox"]}, "no probe 'fox'; there is where, away"),
+        ({"add": [{**more, "name": str(i)} for i in range(49)]}, "51 probes are too many"),
+        ({"probes": [], "add": [more]}, "either probes"),
+        ({}, "either probes"),
+    ):
+        refused = own.http.post("/v1/learners/ana/probes", json=body)
+        assert refused.status_code == 400 and said in refused.json()["error"]["message"], refused.text
+    assert set(own.post("/v1/learners/ana/probes", remove=["where", "away"])["scores"]) == set()
     assert now["scores"]["where"] != done["scores"]["where"] and now["scores"]["where"] > 0

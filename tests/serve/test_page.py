@@ -46,10 +46,12 @@ def test_a_browser_shows_a_life(server, tmp_path):
 def test_a_visitor_teaches_corrects_rolls_back_and_forgets(server, tmp_path):
     pytest.importorskip("websockets")
     server.make("mira")
-    server.post("/v1/learners/mira/probes", probes=[serve_page.PROBE])
     with serve_page.opened(tmp_path) as page:
         seen = serve_page.walk(page, server.url, "mira")
     assert seen["errors"] == [] and seen["elsewhere"] == [] and seen["requests"] > 8
+    assert seen["refused"] == "probe 1: a probe of kind 'qa' needs a bound: choices or max"
+    assert seen["set"] == "where: qa, at most 99, else hold remove" and seen["left"] == [seen["set"], "setting"]
+    assert seen["always True"] == [True] * 3 and seen["always False"] == [False] * 3
     fast = [ticks[0] for ticks in seen["rhythms"] if ticks]
     tokens = len(serve_page.TEXT)
     assert fast == sorted(fast) and fast[-1] == tokens // 8 and len(set(fast)) > 3  # it was seen while it happened
@@ -65,5 +67,5 @@ def test_a_visitor_teaches_corrects_rolls_back_and_forgets(server, tmp_path):
     assert re.match(r"forgotten: \d+ experiences, \d+ versions erased", seen["forgot"]) and seen["phone"] <= 390
     assert server.http.get("/v1/learners/mira").json()["sources"].get("notes") is None
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert len(pictures) == 7 and all((tmp_path / name).stat().st_size > 5000 for name in pictures)
+    assert len(pictures) == 8 and all((tmp_path / name).stat().st_size > 5000 for name in pictures)
     assert "mira-2" in server.service.reads.learners()

@@ -202,6 +202,7 @@ ROUTES = [  # method, path, body, scope
     ("GET", "/v1/models/base@ana", None, "read"),
     ("POST", "/load_model", {"model": "base@ana"}, "read"),
     ("GET", "/v1/learners/ana", None, "read"),
+    ("PATCH", "/v1/learners/ana", {"conversations": True}, "admin"),
     ("GET", "/v1/learners/ana/versions", None, "read"),
     ("GET", "/v1/learners/ana/diff?a=1&b=1", None, "read"),
     ("POST", "/v1/learners/ana/observe", {"text": "x"}, "teach"),
@@ -268,6 +269,39 @@ def test_every_route_asks_for_the_right_key(tmp_path):
         assert server.http.get("/v1/models", headers=revoked).status_code == 401
         named = {c["key"] for c in server.http.get("/v1/learners/ana/changes").json()["data"]}
         assert made["teach"][0] in named
+
+
+TAUGHT = [  # by the policy "conversations": a key's scope, what the request says, and whether that is learned
+    ("read", None, False),
+    ("read", False, None),
+    ("read", True, 403),
+    ("teach", None, True),
+    ("teach", False, None),
+    ("teach", True, True),
+    ("admin", None, True),
+]
+
+
+def test_a_policy_teaches_for_no_key_that_may_only_read(tmp_path):
+    keys, version = Keys(tmp_path / "store"), None
+    given = {scope: {"Authorization": f"Bearer {keys.new(scope, ['ana'])[1]}"} for scope in SCOPES}
+    refused = {"learned": False, "error": "this key has scope 'read', 'teach' is needed"}
+    with serving(tmp_path / "store", key=keys.new("admin", ["*"])[1]) as server:
+        server.make("ana", conversations=True)
+        for path, stream in (("chat/completions", False), ("chat/completions", True), ("completions", False)):
+            for scope, learn, wanted in TAUGHT:
+                body = {**CHAT, "prompt": "Once", "stream": stream, "learn": learn}
+                reply = server.http.post(f"/v1/{path}", json=body, headers=given[scope])
+                assert reply.status_code == (403 if wanted == 403 else 200), (scope, learn)
+                if wanted != 403:
+                    text = reply.text.split("data: ")[-2] if stream else reply.text
+                    told = {"learner": "ana", "branch": "main", "version": version}
+                    if wanted:
+                        version = 1 + (version or 0)
+                    more = {True: {"learned": True, "new_version": version}, False: refused, None: {}}[wanted]
+                    assert json.loads(text)["circadia"] == {**told, **more}, (scope, learn)
+        changes = server.http.get("/v1/learners/ana/changes").json()["data"]
+        assert [one["action"] for one in changes] == ["learn"] * version + ["create"] and version == 9
 
 
 def test_a_key_has_a_rate(tmp_path):
