@@ -56,9 +56,9 @@ ARMS = {
     "MLPs": Arm(_ONE, (0.1,)),
     "MLPs + decay .01": Arm(_DECAY, (0.2,)),
     "MLPs + decay .03": Arm({**_DECAY, "decay": 0.03}, (0.3,)),
-    "MLPs, clip .3 + decay .01": Arm({**_DECAY, "clip": 0.3}, (0.5,)),
-    "MLPs, clip .3 + decay .003": Arm({**_DECAY, "clip": 0.3, "decay": 0.003}, (0.3,)),
-    "2 levels, the slow one keeps": Arm(
+    "MLPs clipped + decay .01": Arm({**_DECAY, "clip": 0.3}, (0.5,)),
+    "MLPs clipped + decay .003": Arm({**_DECAY, "clip": 0.3, "decay": 0.003}, (0.3,)),
+    "2 levels slow one keeps": Arm(
         {"periods": [256, 1024], "clip": 0.3, "anchor": "base", "decay": [0.02, 0.002]}, (1.0,), factors=(0.35, 0.15)
     ),
     "2 levels stacked": Arm(

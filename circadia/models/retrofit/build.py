@@ -19,7 +19,7 @@ TARGETS = ("mlp", "all")
 
 def retrofit(
     model: Any,
-    periods: Sequence[int] | int = (512, 2048, 8192),
+    periods: Sequence[int] | int = 256,
     *,
     assign: Any = "stacked",
     layers: Any = None,
