@@ -27,6 +27,7 @@ from circadia.evals.tuning import group
 from circadia.models.retrofit import RetrofitModel, retrofit
 from circadia.models.retrofit.state import State
 from circadia.sleep import DEFAULT, PRESETS, Entry, Rehearsal, preset, sleep
+from circadia.sleep.pool import PARTS
 from circadia.sleep.rehearse import read
 from circadia.sleep.student import Teacher
 from circadia.sleep.windows import surprising
@@ -111,7 +112,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
         "awake": life.awake,
         "seconds": {name: round(value, 2) for name, value in life.seconds.items()},
         "parameters": sum(p.numel() for p in base.model.parameters()),
-        "numbers": sum(x.numel() for name, x in life.state.items() if name.split("/")[1] in ("delta", "a", "b")),
+        "numbers": sum(x.numel() for name, x in life.state.items() if name.split("/")[1] in PARTS),
     }
 
 

@@ -23,7 +23,7 @@ from circadia.sleep.fit import Fit, Meter
 from circadia.sleep.losses import divergence, nats, over_sequences
 from circadia.sleep.pool import experts, has_pool
 from circadia.sleep.sample import sample
-from circadia.sleep.student import Pair, Student, Teacher, written
+from circadia.sleep.student import Extra, Student, Teacher, written
 from circadia.sleep.windows import IGNORED, Probe, Window, batch, scores
 
 Anew = Callable[[Window, Probe], Sequence[Probe]]
@@ -116,8 +116,8 @@ def tasks_of(
     return found
 
 
-def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: torch.Generator) -> dict[str, Pair]:
-    """One expert in use, once more; without any, a fresh one that says `noise` of what the matrix itself says."""
+def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: torch.Generator) -> dict[str, Extra]:
+    """One expert in use, once more and without a gate; where there is none, a fresh one of `noise` of the matrix."""
     pools = [(i, s) for i in range(len(model.own)) if has_pool(model, i) for s in experts(model, state, i)]
     if pools:
         level, slot = pools[int(torch.randint(len(pools), (1,), generator=generator))]
@@ -141,7 +141,7 @@ def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: 
     return found
 
 
-def _fresh(model: RetrofitModel, how: Dreaming, seed: int) -> dict[str, Pair]:
+def _fresh(model: RetrofitModel, how: Dreaming, seed: int) -> dict[str, Extra]:
     """A memory for a trial: an exact no-op until it learns."""
     return {
         name: (

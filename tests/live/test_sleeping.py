@@ -341,7 +341,7 @@ def test_every_arm_sleeps_on_what_it_can(store, base, name):
 
 
 def test_a_pool_takes_a_night_as_an_expert(store):
-    base = model(capacity=["full", "lowrank"], slots=[1, 3], rank=2)
+    base = model(capacity=["full", "lowrank"], slots=[1, 3], rank=2, gate=["always", "router"])
     me = make(store, base, "ana")
     me.observe(LONG)
     sizes = {"texts": 4, "length": 6, "prefix": 4, "steps": 2, "rows": 2, "group": 2}
@@ -357,6 +357,9 @@ def test_a_pool_takes_a_night_as_an_expert(store):
         twin.sleep("literal-seeding", seeding=sizes, dreams=8, dream_length=8)
     me.forget(source="secret")
     assert differing(me, twin) == [] and differing(me, want)
+    gates = {n: x for n, x in me.state.items() if "level1/gate/" in n and not n.startswith("level")}
+    assert gates and all(torch.equal(x, me.state[n.removeprefix("slept/")]) for n, x in gates.items())
+    assert me.verify().faults == ()
 
 
 def test_due_says_why(store, base):
