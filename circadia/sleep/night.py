@@ -55,6 +55,9 @@ def sleep(
         raise ValueError(f"model is a {type(model).__name__}: sleep moves knowledge between the levels of a retrofit: "
                          "give one, as circadia.retrofit(model) makes it")  # fmt: skip
     model.check(state)
+    known = model.config.get_text_config().vocab_size
+    if any(token >= known for token in settings.ask):
+        raise ValueError(f"ask={settings.ask!r}: the model knows tokens 0 to {known - 1}")
     entries = [replace(entry, tokens=said(model, entry.tokens)) for entry in journal]
     kept: dict[str, Any] = dict(resume or {})
     meter = Meter(seconds, work, stop, progress)

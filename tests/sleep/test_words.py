@@ -170,7 +170,9 @@ def test_the_arm_with_everything_has_both():
     assert not preset().replay.variations and not Dreaming().questions
 
 
-def test_errors():
+def test_errors(day):
+    with pytest.raises(ValueError, match="the model knows tokens 0 to 47"):
+        sleep(day[0], day[1], [], small(preset()).but(ask=(5, 48)))
     with pytest.raises(ValueError, match="variations=2 are of windows, which whole=True has not"):
         Replay(whole=True, variations=2)
     with pytest.raises(ValueError, match="variations=-1"):
