@@ -7,7 +7,8 @@ far are asked, in a wording that was read, in another one, and in one that never
 likeliest? At the end text on law is read and all is asked once more.
 
     arms   every arm with its own settings
-    cost   the default with fewer and fewer presentations: what does a night have to cost?
+    cost   what does a night have to cost? The default with fewer and fewer presentations; ended by a budget of so many
+           days of reading; and fitted to it, fewer windows as often as ever (`circadia.sleep.fitted`)
 """
 
 import time
@@ -26,7 +27,8 @@ from circadia.evals.suite import Needs, Options, Record, Run, Suite, Table
 from circadia.evals.tuning import group
 from circadia.models.retrofit import RetrofitModel, retrofit
 from circadia.models.retrofit.state import State
-from circadia.sleep import DEFAULT, PRESETS, Entry, Rehearsal, preset, sleep
+from circadia.sleep import DEFAULT, PRESETS, Entry, Rehearsal, fitted, preset, sleep
+from circadia.sleep.pool import PARTS
 from circadia.sleep.rehearse import read
 from circadia.sleep.student import Teacher
 from circadia.sleep.windows import surprising
@@ -39,6 +41,8 @@ SHOWN = ("no-sleep", "inner-steps", "fine-tune", "rehearsal alone", "self-genera
          "journal-replay-unguarded", DEFAULT, f"{DEFAULT}, rehearsed")  # fmt: skip
 QUICK = ("no-sleep", DEFAULT)
 PRESENTATIONS = (3.0, 6.0, 12.0, 25.0)  # of the arms of `cost`; the default's are the preset's
+BUDGETS = (0.5, 2.0, 8.0)  # in days of reading
+HOW = ("cut", "fitted")
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
@@ -59,6 +63,7 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     if options.depth != "quick" and DEFAULT in chosen:
         short = {**sizes, "days": 1}
         cells += [{"mode": "cost", "arm": DEFAULT, "presentations": p, **short} for p in PRESENTATIONS]
+        cells += [{"mode": "cost", "arm": DEFAULT, "budget": b, "how": h, **short} for b in BUDGETS for h in HOW]
         # A memory that a few days fill.
         cells += [{"mode": "arms", "arm": arm, **sizes, "memory": "rank 4"} for arm in ("no-sleep", DEFAULT)]
     return [{"base": base, "seed": seed, **cell} for seed in range(seeds) for base in bases for cell in cells]
@@ -100,7 +105,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
         life.evenings.append(life.measured(days[: number + 1]))
         life.night(seed)
         life.mornings.append(life.measured(days[: number + 1]))
-    start = run["seed"] * 60_000 % len(law)
+    awake, start = life.awake, run["seed"] * 60_000 % len(law)
     life.read([torch.tensor(x) for x in _split(base.encode(law[start : start + run["reading"]]))])
     return {
         "before": before,
@@ -108,10 +113,10 @@ def run(run: Run, options: Options) -> dict[str, Any]:
         "mornings": life.mornings,
         "after": life.measured(days),
         "nights": life.nights,
-        "awake": life.awake,
+        "awake": awake,
         "seconds": {name: round(value, 2) for name, value in life.seconds.items()},
         "parameters": sum(p.numel() for p in base.model.parameters()),
-        "numbers": sum(x.numel() for name, x in life.state.items() if name.split("/")[1] in ("delta", "a", "b")),
+        "numbers": sum(x.numel() for name, x in life.state.items() if name.split("/")[1] in PARTS),
     }
 
 
@@ -135,7 +140,7 @@ class Life:
         self.evenings: list[dict[str, Any]] = []
         self.mornings: list[dict[str, Any]] = []
         self.nights: list[dict[str, Any]] = []
-        self.awake = 0  # tokens learned by reading
+        self.awake = 0  # tokens learned by reading the days
         self.seconds = {"day": 0.0, "night": 0.0}
 
     def day(self, chunks: list[torch.Tensor]) -> None:
@@ -157,7 +162,14 @@ class Life:
         if self.run["arm"] in REHEARSED:
             rows = [window.tokens for window in surprising(Teacher(self.model, self.slept), self.journal, 56)]
             self.rehearsal.rows = [*self.rehearsal.rows, *rows]
-        self.state, report = sleep(self.model, self.state, self.journal, self.settings, seed=seed, slept=self.slept)
+        settings, work = self.settings, None
+        if "budget" in self.run:
+            tokens = sum(entry.tokens.numel() for entry in self.journal)
+            work = 3.0 * self.run["budget"] * tokens
+            settings = settings if self.run["how"] == "cut" else fitted(settings, tokens, self.run["budget"])
+        self.state, report = sleep(
+            self.model, self.state, self.journal, settings, seed=seed, slept=self.slept, work=work
+        )
         self.slept = self.state
         self.seconds["night"] += time.perf_counter() - begin
         cost = {name: int(report.cost[name]) for name in ("learned", "read", "made")}
@@ -190,14 +202,14 @@ def table(records: list[Record]) -> list[Table]:
     for (mode,), same in group(records, "mode").items():
         rows = []
         for (base, arm, memory), each in group(same, "base", "arm", "memory").items():
-            for (count,), own in _presented(each).items():
+            for priced, own in _priced(each).items():
                 rises = [[one.scores[when][at]["own"] - one.scores["before"]["own"] for one in own]
                          for when, at in (("mornings", 0), ("mornings", -1))]  # fmt: skip
                 first = [percent([one.scores["mornings"][0][how][0]["right"] for one in own]) for how in ASKED]
                 last = [percent([_right(one.scores["mornings"][-1], how) for one in own]) for how in ASKED]
                 worst = percent([min(x["right"] for x in one.scores["mornings"][-1]["verbatim"]) for one in own])
                 after = percent([_right(one.scores["after"], "verbatim") for one in own])
-                name = f"{arm}, {count:g} presentations" if count else arm
+                name = f"{arm}, {priced}" if priced else arm
                 name += "" if memory == "full" else f", {memory}"
                 rows.append(
                     (base, name, str(len(own)), *first, _pm(rises[0]), *last, worst, _pm(rises[1]), after,
@@ -230,10 +242,16 @@ def table(records: list[Record]) -> list[Table]:
     return tables
 
 
-def _presented(own: list[Record]) -> dict[tuple, list[Record]]:
-    found: dict[tuple, list[Record]] = {}
+def _priced(own: list[Record]) -> dict[str, list[Record]]:
+    """By what makes a night of the default cheaper; nothing for the arms."""
+    found: dict[str, list[Record]] = {}
     for one in own:
-        found.setdefault((one.run.get("presentations", 0.0),), []).append(one)
+        run, name = one.run, ""
+        if "presentations" in run:
+            name = f"{run['presentations']:g} presentations"
+        elif "budget" in run:
+            name = f"{run['how']} to {run['budget']:g} days"
+        found.setdefault(name, []).append(one)
     return found
 
 
@@ -256,8 +274,16 @@ def plot(records: list[Record], path: Path) -> None:
             }
             for title, value in shown.items():
                 panels.setdefault(title, {}).setdefault(one.run["arm"], {}).setdefault(i + 1.0, []).append(value)
+    for own in _priced([one for one in records if one.run["mode"] == "cost"]).values():
+        price, kind = mean([_cost(one) for one in own]), own[0].run.get("how", "fewer presentations")
+        for one in own:
+            morning = one.scores["mornings"][0]
+            shown = {f"a fact after a night of this cost, {how}, %": 100 * _right(morning, how) for how in ASKED}
+            shown["own text after it, rise in 1/100 bits"] = 100 * (morning["own"] - one.scores["before"]["own"])
+            for title, value in shown.items():
+                panels.setdefault(title, {}).setdefault(kind, {}).setdefault(price, []).append(value)
     if panels:
-        plots.lines(panels, "morning", "", path, log=False)
+        plots.lines(panels, "morning, or nights / days", "", path, log=False)
 
 
 SUITE = Suite(

@@ -157,6 +157,11 @@ def of(given: "Gate | Mapping[str, Any] | bool | None") -> Gate | None:
         return given
     if isinstance(given, bool):
         return Gate() if given else None
+    if isinstance(given, str):
+        raise ValueError(
+            f"gate={given!r}: a learner's gate is True, False or settings of circadia.live.Gate; for experts that "
+            "have gates of their own give circadia.retrofit(base, capacity='lowrank', gate='router') as its base"
+        )
     try:
         return Gate(**given)
     except TypeError as error:

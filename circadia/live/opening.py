@@ -43,7 +43,7 @@ def made(
     config = {
         "format": FORMAT,
         "base": source,
-        kind_of(model): json.loads(json.dumps(model.settings.to_dict())),
+        kind_of(model): _plain(model.settings),
         "tokenizer": words.name,
         "gate": reader.gate.to_dict() if reader.gate else None,
     }
@@ -121,9 +121,9 @@ def again(life: Any, base: Any) -> Reader:
         raise ValueError(
             f"base: {life.name!r} was made on {other}, this is a {type(model).__name__}: give its own base"
         )
-    theirs = json.loads(json.dumps(model.settings.to_dict()))
-    if theirs != config[kind]:
-        changed = [name for name in theirs if theirs[name] != config[kind].get(name)]
+    theirs, ours = (_plain(x) for x in (model.settings, type(model.settings).from_dict(config[kind])))
+    if theirs != ours:
+        changed = [name for name in theirs if theirs[name] != ours[name]]
         what = "retrofit" if kind == "retrofit" else "model"
         raise ValueError(f"base: {life.name!r} was made with another {what}, they differ in {', '.join(changed)}")
     if (found := fingerprint(model)) != life.base:
@@ -133,6 +133,11 @@ def again(life: Any, base: Any) -> Reader:
         )
     words = Words(None) if config["tokenizer"] is None else Words.open(config["tokenizer"])
     return Reader(model, words, gate_of(config["gate"]), awake_of(config.get("awake")))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """As it is noted; what did not exist yet when a learner was made has its default."""
+    return json.loads(json.dumps(settings.to_dict()))
 
 
 def fingerprint(model: RetrofitModel | NativeModel) -> str:

@@ -26,13 +26,14 @@ from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State
 from circadia.sleep import Interrupted, Report, Settings, preset
 from circadia.sleep import sleep as night_of
+from circadia.sleep.pool import PARTS
 
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
     from circadia.live.store import Store
 
 OWN = ("slept/", "awake/")
-MEMORY = ("delta", "a", "b", "mask")
+MEMORY = (*PARTS, "mask")
 Tell = Callable[[str, int, int], None]
 
 

@@ -9,7 +9,7 @@ from circadia.live.reader import position, tail_of
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
 
-HELD = ("delta", "a", "b", "memory")  # parts of a level that are read, of a retrofit and of a model of our own
+HELD = ("delta", "a", "b", "gate", "memory")  # parts of a level that are read, of a retrofit and of a model of our own
 
 
 def of(me: "Learner") -> dict[str, Any]:

@@ -202,7 +202,8 @@ class Memories:
             model.check(state)
             readings = {m: r for m, r in model.readings(state).items() if r.deltas or r.pairs}
             for reading in readings.values():
-                size += sum(x.nbytes for x in [*reading.deltas, *(x for pair in reading.pairs for x in pair)])
+                held = [*reading.deltas, *(x for pair in reading.pairs for x in pair if x is not None)]
+                size += sum(x.nbytes for x in held)
                 size += reading.matrix.weight.nbytes if reading.deltas and reading.matrix.exact else 0  # their sum
         self.loads += 1
         return Memory(life.name, branch, number or None, life.uid, reader.words, readings, size, epoch, own)

@@ -3,6 +3,7 @@
 from circadia.sleep.dream import Dream, Dreaming, Task
 from circadia.sleep.filter import Filter, Held
 from circadia.sleep.fit import Interrupted, Meter
+from circadia.sleep.fitted import fitted
 from circadia.sleep.night import sleep
 from circadia.sleep.pool import PoolFull
 from circadia.sleep.presets import DEFAULT, PRESETS, preset
@@ -16,6 +17,6 @@ from circadia.sleep.windows import Entry, Probe, Window
 
 __all__ = [
     "DEFAULT", "PRESETS", "Dream", "Dreaming", "Entry", "Filter", "Held", "Interrupted", "Meter", "PoolFull", "Probe",
-    "Rehearsal", "Replay", "Report", "Schedule", "Seeding", "Settings", "Task", "Window", "anchored", "due", "preset",
-    "sleep",
+    "Rehearsal", "Replay", "Report", "Schedule", "Seeding", "Settings", "Task", "Window", "anchored", "due", "fitted",
+    "preset", "sleep",
 ]  # fmt: skip

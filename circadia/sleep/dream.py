@@ -10,7 +10,7 @@ A task is a context and probes of what it is for. Those of two experiences from 
 and both probes: their dreams look for what connects them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,10 @@ from circadia.sleep.fit import Fit, Meter
 from circadia.sleep.losses import divergence, nats, over_sequences
 from circadia.sleep.pool import experts, has_pool
 from circadia.sleep.sample import sample
-from circadia.sleep.student import Pair, Student, Teacher, written
+from circadia.sleep.student import Extra, Student, Teacher, written
 from circadia.sleep.windows import IGNORED, Probe, Window, batch, scores
 
+Anew = Callable[[Window, Probe], Sequence[Probe]]
 SELECT = ("greats", "norm", "influence", "overlap")
 
 
@@ -38,6 +39,7 @@ class Dreaming:
              memory. In an independent replication overlap beat gradients
     noise    size of the random expert where no level has one: its output as a share of the matrix's own
     margin   nats a token by which the probes must get better
+    questions   of each task about a window in the self's own words, beside its probe, see words.py
     """
 
     tasks: int = 4
@@ -59,8 +61,11 @@ class Dreaming:
     learn: int = 20
     learn_rate: float = 1e-3
     guard: float = 1.0
+    questions: int = 0
 
     def __post_init__(self) -> None:
+        if self.questions < 0:
+            raise ValueError(f"questions={self.questions!r} must not be below 0")
         if self.select not in SELECT:
             raise ValueError(f"select={self.select!r}: use one of {', '.join(SELECT)}")
         if self.keep + self.random < 1 or self.keep + self.random > self.candidates:
@@ -89,13 +94,20 @@ class Dream:
 
 
 def tasks_of(
-    windows: Sequence[Window], probes: Sequence[Probe], how: Dreaming, generator: torch.Generator
+    windows: Sequence[Window], probes: Sequence[Probe], how: Dreaming, generator: torch.Generator,
+    anew: Anew | None = None,
 ) -> list[Task]:  # fmt: skip
-    """Drawn from the night's own windows that have probes, and pairs of those from different sources."""
+    """Drawn from the night's own windows that have probes, and pairs of those from different sources.
+
+    A window's probe is a question that needs no label: what surprised most, after what stands before it. `anew` asks
+    for the same in other words.
+    """
     by_name = {probe.name: probe for probe in probes}
-    own = [(w, by_name[n]) for w in windows if (n := f"{w.number}:{w.start}") in by_name]
+    own = [(w, by_name[w.name]) for w in windows if w.name in by_name]
     order = torch.randperm(len(own), generator=generator).tolist()
-    found = [Task(own[i][1].name, own[i][0].tokens, (own[i][1],)) for i in order[: how.tasks]]
+    found = []
+    for window, probe in [own[i] for i in order[: how.tasks]]:
+        found.append(Task(probe.name, window.tokens, (probe, *(anew(window, probe) if anew else ()))))
     others = [(i, j) for i in order for j in order if i < j and own[i][0].source != own[j][0].source]
     for i, j in others[: how.relations]:
         (a, first), (b, second) = own[i], own[j]
@@ -104,8 +116,8 @@ def tasks_of(
     return found
 
 
-def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: torch.Generator) -> dict[str, Pair]:
-    """One expert in use, once more; without any, a fresh one that says `noise` of what the matrix itself says."""
+def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: torch.Generator) -> dict[str, Extra]:
+    """One expert in use, once more and without a gate; where there is none, a fresh one of `noise` of the matrix."""
     pools = [(i, s) for i in range(len(model.own)) if has_pool(model, i) for s in experts(model, state, i)]
     if pools:
         level, slot = pools[int(torch.randint(len(pools), (1,), generator=generator))]
@@ -129,7 +141,7 @@ def random_expert(model: RetrofitModel, state: State, how: Dreaming, generator: 
     return found
 
 
-def _fresh(model: RetrofitModel, how: Dreaming, seed: int) -> dict[str, Pair]:
+def _fresh(model: RetrofitModel, how: Dreaming, seed: int) -> dict[str, Extra]:
     """A memory for a trial: an exact no-op until it learns."""
     return {
         name: (

@@ -24,7 +24,8 @@ from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Judge, seed, texts
 from circadia.sleep.settings import Settings
 from circadia.sleep.student import Student, Teacher, written
-from circadia.sleep.windows import Entry, Probe, Window, probes, said, scores, share_bound, surprising
+from circadia.sleep.windows import Entry, Probe, Window, probes, said, scores, share_bound, spread, surprising
+from circadia.sleep.words import questions, variations
 
 
 def sleep(
@@ -54,6 +55,9 @@ def sleep(
         raise ValueError(f"model is a {type(model).__name__}: sleep moves knowledge between the levels of a retrofit: "
                          "give one, as circadia.retrofit(model) makes it")  # fmt: skip
     model.check(state)
+    known = model.config.get_text_config().vocab_size
+    if any(token >= known for token in settings.ask):
+        raise ValueError(f"ask={settings.ask!r}: the model knows tokens 0 to {known - 1}")
     entries = [replace(entry, tokens=said(model, entry.tokens)) for entry in journal]
     kept: dict[str, Any] = dict(resume or {})
     meter = Meter(seconds, work, stop, progress)
@@ -100,24 +104,24 @@ class _Night:
         day = Teacher(model, self.state)
         windows = self.do("windows", lambda g, held: self.windows(length))
         how = settings.replay or Replay()
-        own = self.do(
-            "probes", lambda g, held: probes(self.surprised, windows, min(how.answer, length // 2), how.probes)
-        )
+        every = self.do("probes", lambda g, held: probes(self.surprised, windows, min(how.answer, length // 2)))
+        own = spread(every, how.probes)
         asked = [*given, *own]
         dreams = self.do("dreams", lambda g, held: self.dreams(g, start))
         train, unseen = dreams[len(dreams) // 4 :], dreams[: len(dreams) // 4]
         before = self.do("before", lambda g, held: self.measured(day, asked, unseen))
         if settings.inner:
             self.state = self.do("inner", lambda g, held: self.inner())
+        others: list[list[Tensor]] = []
         if settings.replay is not None:
-            rows, count = (self.rows(windows), len(windows)) if not settings.replay.whole else (self.spans(), None)
-            self.part("replay", lambda g, held: self.replayed(rows, count, train, own, g, held))
+            others = self.do("variations", lambda g, held: self.variations(day, windows, every, g, start))
+            self.part("replay", lambda g, held: self.replayed(windows, others, train, own, g, held))
         if settings.again is not None:
             self.part("again", lambda g, held: self.again(windows, train, judge, start, g, held))
         for pair in self.pairs():
             name = f"level {pair[0]} to {pair[1]}"
             self.part(name, lambda g, held, pair=pair: self.transfer(pair, windows, train, judge, start, g, held))  # type: ignore[misc]
-        self.dreaming(windows, own, tasks, train, decode)
+        self.dreaming(windows, own, tasks, train, start, decode)
         if settings.anchor and self.state is not self.given:
             self.state = anchored(model, self.state)
         self.check()
@@ -127,9 +131,9 @@ class _Night:
         report.probes = [{"name": p.name, "before": a, "after": b} for p, a, b in zip(asked, before[0], after[0])]
         report.bound = tuple(share_bound(x[0], how.bound) if asked else float("nan") for x in (before, after))  # type: ignore[assignment]
         report.older = (before[1], after[1])
-        report.dreams = [
-            {"about": "the older self", "text": self.told(row, decode)} for row in unseen[:3]
-        ] + report.dreams
+        told = [("the older self", row) for row in unseen[:3]]
+        told += [(f"{w.name} in other words", texts[0]) for w, texts in zip(windows, others) if texts][:3]
+        report.dreams = [{"about": about, "text": self.told(row, decode)} for about, row in told] + report.dreams
         report.sizes = pool.sizes(model, self.state)
         report.cost = {"seconds": meter.elapsed, "learned": meter.learned, "read": meter.read, "made": meter.made}
         return self.state, report
@@ -165,10 +169,19 @@ class _Night:
         limit = self.settings.replay.windows if self.settings.replay else None
         return surprising(self.surprised, self.journal, length, limit, meter=self.meter)
 
-    def rows(self, windows: Sequence[Window]) -> list[Tensor]:
-        """What is drawn from; a correction stands in it several times."""
+    def often(self, windows: Sequence[Window], of: Sequence[Any]) -> list[Any]:
+        """What belongs to each window, as often as it is drawn: that of a correction stands there several times."""
         own = {entry.number for entry in self.journal if entry.correction}
-        return [w.tokens for w in windows for _ in range(self.settings.corrections if w.number in own else 1)]
+        return [x for w, x in zip(windows, of) for _ in range(self.settings.corrections if w.number in own else 1)]
+
+    def variations(
+        self, day: Teacher, windows: Sequence[Window], every: Sequence[Probe], g: torch.Generator, start: int | None
+    ) -> list[list[Tensor]]:
+        how = self.settings.replay
+        if how is None or not how.variations:
+            return []
+        points = {probe.name: probe.tokens[probe.cue :] for probe in every}
+        return variations(day, windows, points, how.variations, self.settings.ask, g, self.meter, start)
 
     def spans(self) -> list[Tensor]:
         """The journal in pieces as long as a chunk."""
@@ -204,14 +217,20 @@ class _Night:
         return {**state, **stream}
 
     def replayed(
-        self, rows: list[Tensor], count: int | None, train: Tensor, own: list[Probe], g: torch.Generator,
-        held: dict[str, Any],
+        self, windows: Sequence[Window], others: list[list[Tensor]], train: Tensor, own: list[Probe],
+        g: torch.Generator, held: dict[str, Any],
     ) -> tuple[State, dict[str, Any]]:  # fmt: skip
         how = self.settings.replay
         assert how is not None
         student = Student(self.model, self.state, written(self.model, self.settings.into, self.state))
-        told = replay(student, rows, train if how.dreams else None, self.older, own, how, g, self.meter, held)
-        told["windows"] = count if count is not None else told["windows"]
+        rows = self.spans() if how.whole else self.often(windows, [window.tokens for window in windows])
+        drawn = self.often(windows, others)
+        dreams = train if how.dreams else None
+        told = replay(student, rows, dreams, self.older, own, how, g, self.meter, held, drawn)
+        if not how.whole:
+            told["windows"] = len(windows)
+        if how.variations:
+            told["variations"] = sum(map(len, others))
         return student.state(), {**told, "moved": f"{told['windows']} windows of the journal into {self.settings.into}"}
 
     def again(
@@ -257,7 +276,7 @@ class _Night:
             return self.state, {"dropped": f"level {pair[0]} to {pair[1]}: {error}"}
 
     def dreaming(
-        self, windows: Any, own: list[Probe], tasks: Sequence[Task], train: Tensor,
+        self, windows: Any, own: list[Probe], tasks: Sequence[Task], train: Tensor, start: int | None,
         decode: Callable[[list[int]], str] | None,
     ) -> None:  # fmt: skip
         how = self.settings.dreaming
@@ -265,7 +284,12 @@ class _Night:
             return
 
         def act(g: torch.Generator, held: dict[str, Any]) -> Any:
-            about = [*tasks, *tasks_of(windows, own, how, g)]
+            who, ask = Teacher(self.model, self.state), self.settings.ask
+
+            def anew(window: Window, probe: Probe) -> list[Probe]:
+                return questions(who, window, probe, how.questions, ask, g, self.meter, start)
+
+            about = [*tasks, *tasks_of(windows, own, how, g, anew if how.questions else None)]
             return dream(self.model, self.state, about, how, self.settings.into, g, self.meter, self.older, train)
 
         self.state, made = self.do("dreaming", act)

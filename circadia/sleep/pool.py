@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
-from circadia.models.retrofit.state import State, key
+from circadia.models.retrofit.state import State, key, parts_of
 from circadia.sleep.losses import divergence
 from circadia.sleep.student import Part, Teacher
 
+PARTS = ("delta", "a", "b", "gate")  # of a level, that are read
 POLICIES = ("merge", "prune", "refuse")
 
 
@@ -36,7 +37,8 @@ def has_pool(model: RetrofitModel, level: int) -> bool:
 
 def parts(model: RetrofitModel, level: int, slot: int) -> list[Part]:
     """What an expert consists of."""
-    return [(key(level, part, site.name), slot) for site in model.own[level] for part in ("a", "b")]
+    names = parts_of(model.settings.levels[level])
+    return [(key(level, part, site.name), slot) for site in model.own[level] for part in names]
 
 
 def activate(
@@ -63,6 +65,11 @@ def room(model: RetrofitModel, state: State, level: int, policy: str, dreams: Te
     below = whole_below(model, level)
     if policy == "refuse":
         raise PoolFull(f"level {level}: all {count} experts are in use, and full='refuse'; use 'merge' or 'prune'")
+    if policy == "merge" and model.settings.levels[level].gate == "router":
+        raise PoolFull(
+            f"level {level}: all {count} experts are in use, and with gate='router' they cannot be merged, as each has "
+            "a gate of its own; use full='prune' or 'refuse'"
+        )
     if policy == "merge" and below is not None:
         return merged_into(model, state, level, below), [f"{count} experts of level {level} merged into level {below}"]
     if policy == "merge" and count < 2:
@@ -155,6 +162,6 @@ def freed(model: RetrofitModel, state: State, level: int, what: str) -> State:
 
 def sizes(model: RetrofitModel, state: State) -> dict[str, Any]:
     """For a report: numbers that the memory holds, and the experts in use."""
-    held = sum(x.numel() for n, x in state.items() if "/delta/" in n or "/a/" in n or "/b/" in n)
+    held = sum(x.numel() for n, x in state.items() if n.split("/")[1] in PARTS)
     used = {f"level {i}": experts(model, state, i) for i in range(len(model.own)) if has_pool(model, i)}
     return {"parameters": held, "experts": used}

@@ -15,9 +15,9 @@ _TWO = Seeding(sources=("nothing", "prefixes"), older=1.0, free="all")
 _FULL = Settings(
     name="full",
     filter=Filter(),
-    replay=Replay(),
+    replay=Replay(variations=2),
     seeding=_TWO,
-    dreaming=Dreaming(),
+    dreaming=Dreaming(questions=2),
     into="fastest",  # a seeding then carries what replay has bound into the slower level
 )
 _ONE = Settings(replay=Replay())

@@ -7,6 +7,7 @@ needs to be stored. On a small base of bytes the windows alone bound 18 of 20 fa
 6.0 bits a byte; beside dreams they bound as many, at 2.5. A fact was shown 200 times, in four windows of 50 each.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Replay:
     guard          weight of the dreams
     distance       how far from the older self: "forward", "reverse", "jsd"; "ce": its dreams are learned as they are
     enough, bound  the night's learning ends when this share of the probes costs at most `bound` nats a token
+    variations     of each window in the self's own words, see words.py; it and its window are shown in turn, so that a
+                   night is not longer by them
     """
 
     length: int = 56
@@ -44,24 +47,28 @@ class Replay:
     probes: int = 64
     every: int = 50
     whole: bool = False  # spans of a chunk instead of windows: plain fine-tuning on the journal
+    variations: int = 0
 
     def __post_init__(self) -> None:
         for name in ("length", "rows", "answer", "probes", "every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        for name in ("presentations", "guard", "rate", "bound", "dreams"):
+        for name in ("presentations", "guard", "rate", "bound", "dreams", "variations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must not be below 0")
         if self.distance not in ("forward", "reverse", "jsd", "ce"):
             raise ValueError(f"distance={self.distance!r}: use forward, reverse, jsd or ce")
+        if self.whole and self.variations:
+            raise ValueError(f"variations={self.variations} are of windows, which whole=True has not: leave one out")
 
 
 def replay(
     student: Student, rows: list[Tensor], dreams: Tensor | None, older: Teacher | None, probes: list[Probe],
     how: Replay, generator: torch.Generator, meter: Meter, held: dict[str, Any],
+    others: Sequence[Sequence[Tensor]] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the student; what came of it."""
+    """Train the student; what came of it. `others` are variations of each row."""
     if not rows:
         return {"steps": 0, "refused": 0, "windows": 0, "bound": share_bound([], how.bound)}
     steps = max(1, round(how.presentations * len(rows) / how.rows))
@@ -69,9 +76,14 @@ def replay(
     device = student.model.device
     guarded = dreams is not None and older is not None and how.dreams > 0 and how.guard > 0
 
+    def shown(i: int) -> Tensor:
+        if not others or not others[i]:
+            return rows[i]
+        return [rows[i], *others[i]][int(torch.randint(1 + len(others[i]), (1,), generator=generator))]
+
     def loss() -> Tensor:
         drawn = torch.randint(len(rows), (how.rows,), generator=generator).tolist()
-        ids, labels = (x.to(device) for x in batch([rows[i] for i in drawn]))
+        ids, labels = (x.to(device) for x in batch([shown(i) for i in drawn]))
         meter.learned += ids.numel()
         value = over_sequences(nats(student.logits(ids), labels), (labels != IGNORED).float())
         if guarded:

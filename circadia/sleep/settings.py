@@ -40,6 +40,8 @@ class Settings:
     corrections   a correction is gone over so many times as often as what was read: somebody meant it. At 1 five nights
               of five undid one that was said twice, where the day had said something else ten times; at 10 not (one
               case, and one in tests/live/test_sleeping.py)
+    ask       tokens that stand between a window and what the self says about it, such as those of "In other words:" for
+              a base that follows instructions; (): the one that a text begins with
     anchor    decay leads to the slept weights afterwards
     """
 
@@ -58,6 +60,7 @@ class Settings:
     dreams: int = 128
     dream_length: int = 108
     corrections: int = 10
+    ask: tuple[int, ...] = ()
     anchor: bool = True
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class Settings:
         for name, least in (("dreams", 4), ("dream_length", 2), ("corrections", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least {least}")
+        if isinstance(self.ask, str) or any(isinstance(x, bool) or not isinstance(x, int) or x < 0 for x in self.ask):
+            raise ValueError(f"ask={self.ask!r}: give numbers of tokens, such as those of 'In other words:'")
         if isinstance(self.pairs, str) and self.pairs != "all":
             raise ValueError(f"pairs={self.pairs!r}: use 'all', or pairs of a sender and a receiver")
 
@@ -97,6 +102,8 @@ class Settings:
                     raise ValueError(f"{name}: {error}") from None
             elif name == "pairs" and not isinstance(value, str):
                 value = tuple((int(a), int(b)) for a, b in value)
+            elif name == "ask":
+                value = tuple(value)
             made[name] = value
         return cls(**made)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from circadia.models.retrofit import RetrofitModel
-from circadia.models.retrofit.state import State, key
-from circadia.models.retrofit.wear import Reading, swapped, total, worn
+from circadia.models.retrofit.state import State, key, parts_of
+from circadia.models.retrofit.wear import Pair, Reading, swapped, total, worn
 
-Pair = tuple[Tensor, Tensor]
+Extra = tuple[Tensor, Tensor]  # A [r, in], B [out, r]
 Part = tuple[str, int | None]  # an entry of the state, and a slot of it
 
 
@@ -49,7 +49,7 @@ class Student:
     """Leaves with gradients for some entries of a state, and extra low-rank pairs that are in no state."""
 
     def __init__(
-        self, model: RetrofitModel, state: State, parts: Sequence[Part], extra: Mapping[str, Pair] | None = None
+        self, model: RetrofitModel, state: State, parts: Sequence[Part], extra: Mapping[str, Extra] | None = None
     ) -> None:
         model.check(state)
         self.model, self.given, self.parts = model, state, list(parts)
@@ -59,7 +59,7 @@ class Student:
                 raise ValueError(f"{name!r} is no entry of this state: see circadia/models/retrofit/state.py")
             held = state[name] if slot is None else state[name][slot]
             self.leaves.append(held.detach().clone().requires_grad_())
-        self.extra: dict[str, Pair] = {}
+        self.extra: dict[str, Extra] = {}
         for site, (a, b) in (extra or {}).items():
             self.extra[site] = (a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_())
             self.leaves += self.extra[site]
@@ -90,7 +90,7 @@ class Student:
         for name, site in model.sites.items():
             assert site.matrix is not None
             deltas = [x for _, x in model.deltas(held, name)]
-            pairs = [*model.pairs(held, name), *([self.extra[name]] if name in self.extra else [])]
+            pairs = [*model.pairs(held, name), *([Pair(*self.extra[name])] if name in self.extra else [])]
             whole = total(deltas) if deltas else None
             reading = Reading(site.matrix, [] if whole is None else [whole.detach()], pairs)
             if whole is not None and whole.requires_grad:
@@ -137,7 +137,7 @@ def written(model: RetrofitModel, into: str | int, state: State) -> list[Part]:
                 parts.append((key(i, "delta", name), None))
             else:
                 for slot in state[key(i, "mask")].nonzero().flatten().tolist():
-                    parts += [(key(i, "a", name), slot), (key(i, "b", name), slot)]
+                    parts += [(key(i, part, name), slot) for part in parts_of(model.settings.levels[i])]
     if not parts:
         raise ValueError(f"into={into!r}: no matrix has a memory there that could be written")
     return parts

@@ -43,6 +43,11 @@ class Window:
     start: int  # place in it
     surprise: float  # mean nats a token when it was chosen
 
+    @property
+    def name(self) -> str:
+        """Its probe has the same."""
+        return f"{self.number}:{self.start}"
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -107,7 +112,7 @@ def surprising(
     return found
 
 
-def probes(who: Teacher, chosen: Sequence[Window], answer: int, limit: int | None = None) -> list[Probe]:
+def probes(who: Teacher, chosen: Sequence[Window], answer: int) -> list[Probe]:
     """Of each window its `answer` most surprising tokens behind the first quarter, which is the cue at least."""
     found = []
     for window, each in zip(chosen, losses(who, [window.tokens for window in chosen])):
@@ -115,10 +120,13 @@ def probes(who: Teacher, chosen: Sequence[Window], answer: int, limit: int | Non
         if each.numel() - first < answer:
             continue
         at = first + int(each[first:].unfold(0, answer, 1).mean(-1).argmax())
-        found.append(Probe(f"{window.number}:{window.start}", window.tokens[: at + answer + 1], at + 1))
-    if limit is not None and len(found) > limit:  # spread over the day
-        found = [found[i * len(found) // limit] for i in range(limit)]
+        found.append(Probe(window.name, window.tokens[: at + answer + 1], at + 1))
     return found
+
+
+def spread(found: list[Probe], limit: int) -> list[Probe]:
+    """At most so many, from all over the day."""
+    return found if len(found) <= limit else [found[i * len(found) // limit] for i in range(limit)]
 
 
 def scores(who: Teacher | Student, asked: Sequence[Probe]) -> list[float]:

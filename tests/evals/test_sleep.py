@@ -77,7 +77,7 @@ def test_a_life_of_two_days(life, monkeypatch, tmp_path):
         scores = one.scores
         assert [len(x["verbatim"]) for x in scores["mornings"]] == [1, 2] and len(scores["after"]["unheard"]) == 2
         # 2 facts, once each, and a chunk without one beside each, on two days.
-        assert scores["awake"] == 8 * 256 + 600 and len(scores["nights"]) == 2
+        assert scores["awake"] == 8 * 256 and len(scores["nights"]) == 2
     # A night without sleep changes nothing, and costs next to nothing.
     assert awake.scores["mornings"][0] == awake.scores["evenings"][0]
     assert awake.scores["before"]["own"] != awake.scores["evenings"][0]["own"]
@@ -90,17 +90,39 @@ def test_a_life_of_two_days(life, monkeypatch, tmp_path):
     assert rehearsed.scores["evenings"][1] != replay.scores["evenings"][1]
     cost = life("journal-replay", mode="cost", presentations=2.0, days=1)
     assert 0 < cost.scores["nights"][0]["learned"] < replay.scores["nights"][0]["learned"]
+    budgets = [life("journal-replay", mode="cost", budget=1.2, how=h, days=1) for h in sleep.HOW]
+    for one in budgets:
+        assert one.scores["nights"][0]["learned"] > 0 and 0.6 < sleep._cost(one) < 1.6
+    assert budgets[0].scores["nights"] != budgets[1].scores["nights"]
     small = life("no-sleep", memory="rank 4", days=1)
     assert small.scores["numbers"] < replay.scores["numbers"]
-    arms, costs, matrix = sleep.table([awake, replay, rehearsed, cost])
+    arms, costs, matrix = sleep.table([awake, replay, rehearsed, cost, *budgets])
     assert [row[1] for row in arms.rows] == ["no-sleep", "journal-replay", "journal-replay, rehearsed"]
-    assert costs.rows[0][1] == "journal-replay, 2 presentations" and len(matrix.rows) == 6
+    assert [row[1].partition(", ")[2] for row in costs.rows] == [
+        "2 presentations",
+        "cut to 1.2 days",
+        "fitted to 1.2 days",
+    ]
+    assert [float(row[-2]) for row in costs.rows[1:]] == [round(sleep._cost(one), 1) for one in budgets]
+    assert len(matrix.rows) == 6
     assert matrix.rows[0][-1] == "-" and float(arms.rows[0][-2]) < float(arms.rows[1][-2])
     work = sum(3 * n["learned"] + n["read"] + n["made"] for n in replay.scores["nights"])
     assert arms.rows[1][-2] == f"{work / (3 * replay.scores['awake']):.1f}"
     wanted = replay.scores["mornings"][0]["own"] - replay.scores["before"]["own"]
     assert arms.rows[1][6] == f"{wanted:+.2f}"
-    sleep.plot([awake, replay], tmp_path / "x.png")
+    shown = {}
+    monkeypatch.setattr(sleep.plots, "lines", lambda panels, *_, **__: shown.update(panels))
+    sleep.plot([awake, replay, cost, *budgets], tmp_path / "x.png")
+    curves = shown["a fact after a night of this cost, verbatim, %"]
+    assert {how: list(curve) for how, curve in curves.items()} == {
+        "fewer presentations": [sleep._cost(cost)],
+        "cut": [sleep._cost(budgets[0])],
+        "fitted": [sleep._cost(budgets[1])],
+    }
+    right = budgets[1].scores["mornings"][0]["verbatim"][0]["right"]
+    assert curves["fitted"][sleep._cost(budgets[1])] == [100 * right] and "facts of the first day, %" in shown
+    monkeypatch.undo()
+    sleep.plot([awake, replay, *budgets], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5_000
 
 
@@ -108,6 +130,6 @@ def test_what_is_run(data, folder):
     options = Options(data=data, bases=(folder,))
     plan = sleep.runs(options, [])
     assert {run["arm"] for run in plan} == set(sleep.SHOWN) and set(sleep.SHOWN) <= set(sleep.ARMS)
-    assert len(plan) == 5 * (len(sleep.SHOWN) + len(sleep.PRESENTATIONS) + 2)
+    assert len(plan) == 5 * (len(sleep.SHOWN) + len(sleep.PRESENTATIONS) + 6 + 2)
     with pytest.raises(ValueError, match="--models nap: this suite offers no-sleep"):
         sleep.runs(Options(data=data, bases=(folder,), models=("nap",)), [])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circadia.live import Learner, Policy, Store, StoreError
-from circadia.sleep import PRESETS, Entry, Replay, Settings, preset, sleep
+from circadia.sleep import PRESETS, Dreaming, Entry, Replay, Settings, preset, sleep, words
 from tests.live.conftest import raw
 from tests.live.learners import A, B, X, differing, make, model
 
@@ -104,6 +104,24 @@ def test_forgetting_across_nights_is_a_life_without_it(store, either):
     twin.observe(A)
     assert differing(me.sleep(SHORT) and me, twin.sleep(SHORT) and twin) == []
     assert store.verify().faults == ()
+
+
+def test_what_was_said_in_other_words_goes_with_what_is_forgotten(store, base, monkeypatch):
+    monkeypatch.setattr(words, "KEEPS", 0.0)
+    monkeypatch.setattr(words, "ALIKE", (0.0, 1.0))
+    own = SHORT.but(
+        replay={"variations": 2}, dreaming=Dreaming(questions=1, tasks=1, relations=1, candidates=4, steps=2)
+    )
+    me, twin = make(store, base, "ana"), make(store, base, "twin")
+    for one in (me, twin):
+        one.observe(LONG, source="a")
+    me.observe(X * 2, source="secret")
+    night = me.sleep(own)
+    assert night.report["parts"][0]["variations"] > 0 and night.report["parts"][1]["part"] == "dreaming"
+    twin.sleep(own)
+    assert differing(me, twin)
+    me.forget(source="secret")
+    assert differing(me, twin) == [] and X[:11].encode() not in raw(store.folder)
 
 
 def test_a_night_that_had_only_what_is_forgotten_never_was(store, base):
@@ -323,7 +341,7 @@ def test_every_arm_sleeps_on_what_it_can(store, base, name):
 
 
 def test_a_pool_takes_a_night_as_an_expert(store):
-    base = model(capacity=["full", "lowrank"], slots=[1, 3], rank=2)
+    base = model(capacity=["full", "lowrank"], slots=[1, 3], rank=2, gate=["always", "router"])
     me = make(store, base, "ana")
     me.observe(LONG)
     sizes = {"texts": 4, "length": 6, "prefix": 4, "steps": 2, "rows": 2, "group": 2}
@@ -339,6 +357,9 @@ def test_a_pool_takes_a_night_as_an_expert(store):
         twin.sleep("literal-seeding", seeding=sizes, dreams=8, dream_length=8)
     me.forget(source="secret")
     assert differing(me, twin) == [] and differing(me, want)
+    gates = {n: x for n, x in me.state.items() if "level1/gate/" in n and not n.startswith("level")}
+    assert gates and all(torch.equal(x, me.state[n.removeprefix("slept/")]) for n, x in gates.items())
+    assert me.verify().faults == ()
 
 
 def test_due_says_why(store, base):

@@ -27,7 +27,7 @@ def memories(base, learners, scale=0.3, seed=0):
     for number in range(learners):
         state = base.start()
         for name, x in state.items():
-            if name.split("/")[1] in ("delta", "a", "b"):
+            if name.split("/")[1] in ("delta", "a", "b", "gate"):
                 state[name] = scale * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
         readings = {m: r for m, r in base.readings(state).items() if r.deltas or r.pairs}
         assert readings
@@ -45,6 +45,7 @@ def wishes(many, seed=0, new=12, **given):
 KINDS = {
     "full": {},
     "lowrank": {"capacity": "lowrank", "rank": 3},
+    "gated": {"capacity": "lowrank", "rank": 3, "gate": ["router", "always"]},
     "mixed": {"capacity": ["full", "lowrank"]},
     "some layers": {"layers": [0]},
 }

@@ -116,7 +116,7 @@ def test_a_stopped_night_changes_nothing_and_goes_on_with_the_same_bits(two, jou
 def test_budgets_end_a_night_early(two, journal):
     model, state = two
     settings = small(preset("full"))
-    new, report = sleep(model, state, journal, settings, work=700)
+    new, report = sleep(model, state, journal, settings, work=3000)
     assert report.stopped_by_budget and report.dropped == ["level 0 to 1: the budget was used up"]
     full, _ = sleep(model, state, journal, settings)
     assert any(not torch.equal(x, new[n]) for n, x in full.items())

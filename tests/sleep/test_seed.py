@@ -36,8 +36,9 @@ def logits(model, state):
     return Teacher(model, state).logits(text(24, 9)[None])
 
 
-def test_only_the_new_expert_changes(two):
-    model = two()
+@pytest.mark.parametrize("gate", ["always", "router"])
+def test_only_the_new_expert_changes(two, gate):
+    model = two(gate=["always", gate])
     before = learned(model)
     after = prospective(model, before, 0)
     assert not torch.equal(
@@ -46,13 +47,14 @@ def test_only_the_new_expert_changes(two):
     weights = {name: p.clone() for name, p in model.base.named_parameters()}
     state, told = consolidate(model, before, after, 0, 1, Seeding(**SHORT), [], seeded(), Meter(), {})
     for name, x in state.items():
-        if name.startswith(("level1/a/", "level1/b/")):
+        if name.startswith(("level1/a/", "level1/b/", "level1/gate/")):
             assert torch.equal(x[0], after[name][0]) and torch.equal(x[2:], after[name][2:]), name
             assert not torch.equal(x[1], model.allocate(after, 1, 1)[name][1]), name
         elif name == "level1/mask":
             assert x.tolist() == [True, True, False, False]
         else:
             assert torch.equal(x, after[name]), name
+    assert any(name.startswith("level1/gate/") for name in state) == (gate == "router")
     assert all(torch.equal(p, weights[name]) for name, p in model.base.named_parameters())
     assert told["moved"].startswith("level 0 into expert 1 of level 1")
 
@@ -200,6 +202,24 @@ def test_two_experts_of_half_the_rank_merge_exactly(two):
     merged, lost = pool.merged(model, state, 1, 1, 2)
     assert lost < 1e-6 and pool.experts(model, merged, 1) == [1, 3]
     torch.testing.assert_close(logits(model, merged), logits(model, state), rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_pool_with_gates_is_not_merged(two):
+    model = two(gate=["always", "router"], slots=[1, 3])
+    state = filled(model, seeds=(1, 2))
+    assert pool.experts(model, state, 1) == [1, 2]
+    with pytest.raises(pool.PoolFull, match="with gate='router' they cannot be merged"):
+        pool.activate(model, state, 1, "merge", None)
+    dreams = text(40, 9).view(4, 10)
+    use = pool.usefulness(model, state, 1, dreams)
+    pruned, slot, _ = pool.activate(model, state, 1, "prune", dreams)
+    assert slot == min(use, key=use.get)
+    for name in [n for n in pruned if n.startswith("level1/gate/")]:
+        other = 3 - slot
+        assert not pruned[name][slot].any() and torch.equal(pruned[name][other], state[name][other])
+    assert pool.sizes(model, state)["parameters"] == sum(
+        x.numel() for n, x in state.items() if n.split("/")[1] in ("delta", "a", "b", "gate")
+    )
 
 
 def test_the_last_level_takes_experts_over_exactly(tiny):

@@ -47,6 +47,7 @@ def retrofit(
     Of every level, one value for all or a list with one a level:
 
     capacity   "full": a whole delta; "lowrank": pairs A, B of `rank`, in `slots` of which the first is in use
+    gate       of the slots: "always" on; or "router": each adds g(x) B A x, with sigmoid g that learns when to
     optimizer  "gd", "ngd" (the gradient at norm 1), "momentum", "dgd", "adamw", "m3"; `options` are those of its rule
     rate, clip, bound   learning rate; norm of the mean gradient over all matrices of the level; largest norm of a delta
                as a fraction of its base matrix

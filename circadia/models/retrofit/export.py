@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from circadia.models.retrofit.state import State
+from circadia.models.retrofit.state import State, key
 from circadia.models.retrofit.wear import total, uninstall
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def peft(model: "RetrofitModel", state: State, folder: Any) -> None:
             f"level {full[0]} has capacity='full', which is no LoRA: export a delta or merge it, or retrofit with "
             "capacity='lowrank'"
         )
+    _open(model, state, "no LoRA", "export")
     pairs = {name: model.pairs(state, name) for name in model.sites}
-    ranks = {name: sum(a.shape[0] for a, _ in found) for name, found in pairs.items()}
+    ranks = {name: sum(pair.a.shape[0] for pair in found) for name, found in pairs.items()}
     if not any(ranks.values()):
         raise ValueError("state has no slot in use: there is nothing to export")
     rank = max(ranks.values())
@@ -36,8 +37,8 @@ def peft(model: "RetrofitModel", state: State, folder: Any) -> None:
         # One rank for all, as vLLM wants it: rows of zeros add nothing.
         a, b = torch.zeros(rank, inner), torch.zeros(outer, rank)
         if found:
-            a[: ranks[name]] = torch.cat([a.cpu().float() for a, _ in found])
-            b[:, : ranks[name]] = torch.cat([b.cpu().float() for _, b in found], 1)
+            a[: ranks[name]] = torch.cat([pair.a.cpu().float() for pair in found])
+            b[:, : ranks[name]] = torch.cat([pair.b.cpu().float() for pair in found], 1)
         tensors[f"base_model.model.{name}.lora_A.weight"] = a
         tensors[f"base_model.model.{name}.lora_B.weight"] = b
     matrices = [site.matrix for site in model.sites.values()]
@@ -60,12 +61,23 @@ def peft(model: "RetrofitModel", state: State, folder: Any) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
+def _open(model: "RetrofitModel", state: State, what: str, do: str) -> None:
+    """A gated expert adds what its gate lets through, which another input changes; one that holds nothing adds 0."""
+    for i, level in enumerate(model.settings.levels):
+        if level.gate == "router" and any(bool(state[key(i, "b", s.name)].any()) for s in model.own[i]):
+            raise ValueError(
+                f"level {i} has gate='router': a gated expert is {what}, as its gate is another one for every token; "
+                f"read with the state itself, or retrofit with gate='always' to {do} it"
+            )
+
+
 def deltas(model: "RetrofitModel", state: State) -> dict[str, Tensor]:
     """What is added to each parameter of the base, as the base stores it; only what is not zero."""
     model.check(state)
+    _open(model, state, "no matrix", "add up")
     found = {}
     for name, site in model.sites.items():
-        parts = [x for _, x in model.deltas(state, name)] + [b @ a for a, b in model.pairs(state, name)]
+        parts = [x for _, x in model.deltas(state, name)] + [b @ a for a, b, _ in model.pairs(state, name)]
         if parts and bool((whole := total(parts)).any()):
             matrix = site.matrix
             found[name if matrix is None else f"{name}.weight"] = whole if matrix is None else matrix.turned(whole)

@@ -34,7 +34,7 @@ def share(model: "RetrofitModel", state: State) -> float:
     for name, site in model.sites.items():
         matrix = weights[name] if site.matrix is None else site.matrix.weight
         parts = [x for _, x in model.deltas(state, name)]
-        parts += [b @ a for a, b in model.pairs(state, name)]
+        parts += [b @ a for a, b, _ in model.pairs(state, name)]  # with a gate at most that
         if parts:
             size = float(sum(parts[1:], parts[0]).norm())
             worst = max(worst, size / max(1e-12, float(matrix.detach().float().norm())))

@@ -13,7 +13,7 @@ from circadia.models.retrofit.find import Anatomy
 from circadia.models.retrofit.report import Report
 from circadia.models.retrofit.settings import Settings
 from circadia.models.retrofit.state import Site, State, key
-from circadia.models.retrofit.wear import Reading, holds, install, swapped, total, worn
+from circadia.models.retrofit.wear import Pair, Reading, holds, install, swapped, total, worn
 
 
 class RetrofitModel(nn.Module):
@@ -123,15 +123,17 @@ class RetrofitModel(nn.Module):
         found = [(i, state.get(key(i, "delta", name))) for i in range(len(self.own))]
         return [(i, x) for i, x in found if x is not None]
 
-    def pairs(self, state: State, name: str) -> list[tuple[Tensor, Tensor]]:
-        """The low-rank pairs of one matrix, A [r, in] and B [out, r] of every level, slots in use side by side."""
+    def pairs(self, state: State, name: str) -> list[Pair]:
+        """The low-rank pairs of one matrix, of every level, slots in use side by side."""
         found = []
         for i in range(len(self.own)):
             if (a := state.get(key(i, "a", name))) is not None:
                 b, mask = state[key(i, "b", name)], state[key(i, "mask")]
                 used = mask.nonzero().flatten().to(a.device)
                 if used.numel():
-                    found.append((a[used].flatten(0, 1), b[used].permute(1, 0, 2).flatten(1)))
+                    gate = state.get(key(i, "gate", name))
+                    gate = None if gate is None else gate[used].flatten(0, 1)
+                    found.append(Pair(a[used].flatten(0, 1), b[used].permute(1, 0, 2).flatten(1), gate))
         return found
 
     @contextlib.contextmanager
@@ -160,7 +162,7 @@ class RetrofitModel(nn.Module):
             assert site.matrix is not None
             moved = [x for x in deltas[name] if next(answers)]
             pairs = self.pairs(state, name) if state else []
-            pairs = [pair for pair, there in zip(pairs, holds([b for _, b in pairs])) if there]
+            pairs = [pair for pair, there in zip(pairs, holds([pair.b for pair in pairs])) if there]
             found[site.matrix.module] = Reading(site.matrix, moved, pairs)
         return found
 
@@ -266,6 +268,10 @@ class RetrofitModel(nn.Module):
         if not isinstance(state, Mapping):
             raise ValueError(f"state is a {type(state).__name__}: pass what model.start() or model.learn() returned")
         for i, (level, sites) in enumerate(zip(self.settings.levels, self.own)):
+            if level.gate == "always" and any(key(i, "gate", site.name) in state for site in sites):
+                raise ValueError(
+                    f"state does not fit this model: its level {i} has gates, which gate='always' would open"
+                )
             for part in states.parts_of(level):
                 for site in sites:
                     name = key(i, part, site.name)

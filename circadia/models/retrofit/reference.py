@@ -26,7 +26,7 @@ def learn(model: "RetrofitModel", tokens: list[int]) -> tuple[list[float], Delta
     memory: Deltas = [{} for _ in levels]
     for name, x in model.start().items():
         level_, _, rest = name.partition("/")
-        if rest.startswith(("delta/", "a/", "b/")):
+        if rest.startswith(("delta/", "a/", "b/", "gate/")):
             memory[int(level_.removeprefix("level"))][rest] = x
     opt = [{n: rule_of(level).init(x) for n, x in own.items()} for level, own in zip(levels, memory)]
     total = [{n: torch.zeros_like(x) for n, x in own.items()} for own in memory]
@@ -75,7 +75,7 @@ def learn(model: "RetrofitModel", tokens: list[int]) -> tuple[list[float], Delta
                     move, opt[i][name] = rule_of(level).direction(g, opt[i][name], steps[i])
                     x = x - level.rate * move
                 alone = name.partition("/")[2] in model.anchored[i]
-                if level.anchor and (alone or not name.startswith("a/")):
+                if level.anchor and (alone or not name.startswith(("a/", "gate/"))):
                     x = x + level.decay * ((anchor[i][name] if alone else 0.0) - x)  # retention
                 memory[i][name] = x
                 total[i][name] = torch.zeros_like(x)
@@ -101,7 +101,9 @@ def _loss(model: "RetrofitModel", memory: Deltas, ids: Tensor, n: int) -> tuple[
         for level in memory:
             if f"delta/{name}" in level:
                 delta = delta + level[f"delta/{name}"]
-            if f"a/{name}" in level:
+            if f"gate/{name}" in level and site.matrix is not None:
+                hooks.append(site.matrix.module.register_forward_hook(_gated(level, name)))
+            elif f"a/{name}" in level:
                 delta = delta + torch.einsum("sor,sri->oi", level[f"b/{name}"], level[f"a/{name}"])
         transposed = site.matrix is not None and site.matrix.transposed
         weights[_parameter(model, name)] = own.detach() + (delta.mT if transposed else delta)
@@ -111,6 +113,18 @@ def _loss(model: "RetrofitModel", memory: Deltas, ids: Tensor, n: int) -> tuple[
     for hook in hooks:
         hook.remove()
     return F.cross_entropy(logits, ids[-n:], reduction="sum"), inputs
+
+
+def _gated(level: dict[str, Tensor], name: str) -> Any:
+    """Adds the sum over slots of sigmoid(w x + b) B A x."""
+
+    def hook(module: Any, given: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        (x,) = given
+        for a, b, gate in zip(level[f"a/{name}"], level[f"b/{name}"], level[f"gate/{name}"]):
+            y = y + torch.sigmoid(x @ gate[0, :-1] + gate[0, -1])[..., None] * (x @ a.mT @ b.mT)
+        return y
+
+    return hook
 
 
 def _keep(inputs: dict[str, Tensor], name: str, n: int) -> Any:

@@ -11,6 +11,7 @@ from circadia.optim import check
 OPTIMIZERS = ("gd", "ngd", "momentum", "dgd", "adamw", "m3")
 CAPACITIES = ("full", "lowrank")
 ANCHORS = ("slower", "base", None)
+GATES = ("always", "router")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class LevelSettings:
     capacity: str = "full"
     rank: int = 16
     slots: int = 1
+    gate: str = "always"
     optimizer: str = "gd"
     rate: float = 0.3
     clip: float | None = 1.0
@@ -39,6 +41,7 @@ class LevelSettings:
         check.one_of("capacity", self.capacity, CAPACITIES)
         check.count("rank", self.rank)
         check.count("slots", self.slots)
+        check.one_of("gate", self.gate, GATES)
         check.one_of("optimizer", self.optimizer, OPTIMIZERS)
         check.rate("rate", self.rate)
         for name in ("clip", "bound"):
@@ -56,6 +59,8 @@ class LevelSettings:
             check.count("listen", self.listen)
             if self.listen > self.period:
                 raise ValueError(f"listen={self.listen} is longer than period={self.period}: give at most the period")
+        if self.gate == "router" and self.capacity != "lowrank":
+            raise ValueError(f"gate='router' is for experts, and capacity={self.capacity!r} has none: use 'lowrank'")
         if self.optimizer == "dgd" and self.capacity == "lowrank":
             raise ValueError("optimizer='dgd' needs whole matrices and their inputs: use capacity='full'")
         if self.feed == "faster" and self.capacity == "lowrank":

@@ -4,7 +4,8 @@ What it must equal is each row read by itself, `Reading` by `Reading`. Everythin
 all rows at once as it is. Of an adapted matrix W:
 
     y_i = W x_i                      a row without a memory
-    y_i = W x_i + B_i (A_i x_i)      low-rank: one pass over W and two `bmm` for all such rows together
+    y_i = W x_i + B_i (A_i x_i)      low-rank: one pass over W and two `bmm` for all such rows together; with gates
+                                     one more, g_i(x_i) beside A_i x_i, 1 where a level has none
     y_i = (W + delta_i) x_i          full: one product for each memory, over all of its rows. A `bmm` would need every
                                      learner's matrices side by side, copied anew whenever a row comes or goes
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circadia.models.retrofit.wear import Reading, wide
+from circadia.models.retrofit.wear import Pair, Reading, wide
 
 
 class Several:
@@ -53,8 +54,12 @@ class Several:
         module: Any = self.module
         y: Tensor = type(module).forward(module, rows)
         if self.pairs is not None:
-            a, b = self.pairs
-            y = y + wide(rows, a).bmm(a.mT).bmm(b.mT).to(y.dtype)
+            a, b, gate = self.pairs
+            wider = wide(rows, a)
+            inner = wider.bmm(a.mT)
+            if gate is not None:
+                inner = inner * torch.sigmoid(wider.bmm(gate[..., :-1].mT) + gate[:, None, :, -1])
+            y = y + inner.bmm(b.mT).to(y.dtype)
         return y
 
 
@@ -64,17 +69,26 @@ def several(rows: Sequence[Mapping[nn.Module, Reading]]) -> dict[nn.Module, Seve
     return {module: Several(module, [own.get(module) for own in rows]) for module in modules}
 
 
-def _stacked(readings: Sequence[Reading | None]) -> tuple[Tensor, Tensor] | None:
-    """A [B, r, in] and B [B, out, r] of every row, of all levels side by side; zeros where a row has fewer."""
-    ranks = [sum(a.shape[0] for a, _ in reading.pairs) if reading else 0 for reading in readings]
+def _stacked(readings: Sequence[Reading | None]) -> Pair | None:
+    """A [B, r, in] and B [B, out, r] of every row, of all levels side by side; zeros where a row has fewer.
+
+    Gates, if there are any, [B, r, in + 1], one for each of the r: with b infinite where a pair is always on.
+    """
+    ranks = [sum(pair.a.shape[0] for pair in reading.pairs) if reading else 0 for reading in readings]
     if not any(ranks):
         return None
-    like_a, like_b = next(pair for reading in readings if reading for pair in reading.pairs)
+    like_a, like_b, _ = next(pair for reading in readings if reading for pair in reading.pairs)
     a = like_a.new_zeros(len(readings), max(ranks), like_a.shape[1])
     b = like_b.new_zeros(len(readings), like_b.shape[0], max(ranks))
+    gates = a.new_zeros(*a.shape[:2], a.shape[2] + 1)
+    gates[..., -1] = torch.inf
+    gated = False
     for i, reading in enumerate(readings):
         at = 0
-        for down, up in reading.pairs if reading else ():
-            a[i, at : at + down.shape[0]], b[i, :, at : at + down.shape[0]] = down, up
-            at += down.shape[0]
-    return a, b
+        for down, up, gate in reading.pairs if reading else ():
+            own = slice(at, at + down.shape[0])
+            a[i, own], b[i, :, own] = down, up
+            if gate is not None:
+                gates[i, own], gated = gate.repeat_interleave(down.shape[0] // gate.shape[0], 0), True
+            at = own.stop
+    return Pair(a, b, gates if gated else None)

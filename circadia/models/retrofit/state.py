@@ -2,10 +2,11 @@
 
     level0/delta/NAME            full: the delta of the matrix NAME, [out, in], float32 (float64 over a float64 base)
     level0/a/NAME, level0/b/NAME low-rank: A [slots, r, in] and B [slots, out, r]
+    level0/gate/NAME             gate="router": w and b of g(x) = sigmoid(w x + b), [slots, 1, in + 1]; 0: half open
     level0/mask                  low-rank: which slots are in use, bool [slots]
     level0/grad/PART/NAME        sum over tokens of the gradient since the last step; only where a period has several
-                                 chunks. PART is delta, a or b. In a stack of full deltas a slower level's sum grows
-                                 when the period of the next faster one ends, by the sum of that one
+                                 chunks. PART is delta, a, b or gate. In a stack of full deltas a slower level's
+                                 sum grows when the period of the next faster one ends, by the sum of that one
     level0/gram/NAME             DGD: sum of x x^T since the last step, [in, in]
     level0/opt/WHAT/PART/NAME    what the optimizer of the level remembers
     level0/anchor/PART/NAME      the slow copy that an unstacked level decays to (anchor="slower")
@@ -44,7 +45,9 @@ class Site:
 
 def parts_of(level: LevelSettings) -> tuple[str, ...]:
     """What a level holds of each matrix."""
-    return ("delta",) if level.capacity == "full" else ("a", "b")
+    if level.capacity == "full":
+        return ("delta",)
+    return ("a", "b", "gate") if level.gate == "router" else ("a", "b")
 
 
 def key(level: int, *rest: str) -> str:
@@ -56,6 +59,8 @@ def shape_of(level: LevelSettings, site: Site, part: str) -> tuple[int, ...]:
     """Of an entry."""
     if part == "a":
         return level.slots, level.rank, site.shape[1]
+    if part == "gate":
+        return level.slots, 1, site.shape[1] + 1
     return (level.slots, site.shape[0], level.rank) if part == "b" else site.shape
 
 

@@ -14,6 +14,7 @@ from circadia.optim.orthogonal import M3
 from circadia.optim.rules import GD, Adam, Momentum, Rule
 
 Tensors = dict[str, Tensor]
+STAYS = ("a/", "gate/")  # while B fades
 RULES: dict[str, tuple[type[Rule], dict[str, Any]]] = {
     "gd": (GD, {}),
     "ngd": (GD, {}),  # the gradient is brought to norm 1 before
@@ -138,7 +139,7 @@ def _descended(level: LevelSettings, step: Step, factor: float, slope: float, le
     for name, old in step.memory.items():
         both = old.reshape(-1).dot(step.sums[name].reshape(-1))
         products.append(torch.stack((torch.linalg.vector_norm(old), both, lengths[name])))
-        fades = level.fades and not name.startswith("a/")
+        fades = level.fades and not name.startswith(STAYS)
         keep = 1 - float(step.decays[name.partition("/")[2]]) if fades else 1.0
         rate = keep * rates[name]
         shares.append((keep - 1, keep, rate))
@@ -154,17 +155,17 @@ def _descended(level: LevelSettings, step: Step, factor: float, slope: float, le
 
 def faded(level: LevelSettings, name: str, memory: Tensor, anchor: Tensor | None, decay: Any) -> Tensor:
     """Toward the slow copy if there is one, else toward the base: of a pair only B fades, so that B A does."""
-    if not level.fades or (anchor is None and name.startswith("a/")):
+    if not level.fades or (anchor is None and name.startswith(STAYS)):
         return memory
     return memory + decay * ((0.0 if anchor is None else anchor) - memory)
 
 
 def bounded(memory: Tensors, limits: Mapping[str, float]) -> Tensors:
-    """No delta longer than its limit; a pair is shortened in B."""
+    """No delta longer than its limit; a pair is shortened in B, as if its gate were open."""
     new = dict(memory)
     for name, x in memory.items():
         part, _, where = name.partition("/")
-        if part == "a":
+        if name.startswith(STAYS):
             continue
         size = float(x.norm() if part == "delta" else torch.einsum("sor,sri->oi", x, memory[f"a/{where}"]).norm())
         if size > limits[where]:

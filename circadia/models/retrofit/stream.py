@@ -154,7 +154,7 @@ class Stream:
         watch = any(model.settings.levels[i].optimizer == "dgd" for i in listening)
         held = dict(state)
         for i in listening:
-            for name in [key(i, part, site.name) for site in model.own[i] for part in ("a", "b")]:
+            for name in [key(i, part, site.name) for site in model.own[i] for part in ("a", "b", "gate")]:
                 if name in state:
                     held[name] = leaves[name] = state[name].detach().requires_grad_()
         moves = {site.name for i in due for site in model.own[i]}

@@ -51,7 +51,8 @@ def _parameter(model: "RetrofitModel", name: str) -> str:
 def _capacity(level: "LevelSettings") -> str:
     if level.capacity == "full":
         return "full delta"
-    return f"low-rank {level.rank}" + (f" x {level.slots}" if level.slots > 1 else "")
+    gated = ", gated" if level.gate == "router" else ""
+    return f"low-rank {level.rank}" + (f" x {level.slots}" if level.slots > 1 else "") + gated
 
 
 def _rule(level: "LevelSettings") -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,20 @@ from torch import Tensor, nn
 
 from circadia.models.retrofit.find import Matrix
 
-Pairs = list[tuple[Tensor, Tensor]]
+
+class Pair(NamedTuple):
+    """Of one level, its slots in use side by side: A [S r, in], B [out, S r], and gates [S, in + 1] if it has them."""
+
+    a: Tensor
+    b: Tensor
+    gate: Tensor | None = None
+
+
+Pairs = list[Pair]
 
 
 class Reading:
-    """What one matrix adds: full deltas [out, in], and low-rank pairs A [r, in], B [out, r].
+    """What one matrix adds: full deltas [out, in], and low-rank pairs, with a gate or without.
 
     leaf    one of the deltas, or None: what the gradient is taken at. All deltas have the same one
     brief   the deltas move after this pass, so that the sum of base and deltas is of no use to the next one. The sum of
@@ -64,9 +73,18 @@ class Reading:
             y = type(module).forward(module, x)
             if self.deltas:  # beside a base of few bits: added into it, a small delta would be rounded away
                 y = y + self._linear(wide(x, self.deltas[0]), None).to(y.dtype)
-        for a, b in self.pairs:
-            y = y + wide(x, a).matmul(a.mT).matmul(b.mT).to(y.dtype)
+        for a, b, gate in self.pairs:
+            rows = wide(x, a)
+            inner = rows.matmul(a.mT)
+            if gate is not None:
+                inner = inner * opened(rows, gate).repeat_interleave(a.shape[0] // gate.shape[0], -1)
+            y = y + inner.matmul(b.mT).to(y.dtype)
         return y
+
+
+def opened(x: Tensor, gate: Tensor) -> Tensor:
+    """How far each slot's gate is open for each token: sigmoid(w x + b), the gate of a shared expert in Qwen2-MoE."""
+    return torch.sigmoid(x.matmul(gate[..., :-1].mT) + gate[..., -1])
 
 
 class OfEach:

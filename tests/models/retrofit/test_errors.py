@@ -55,6 +55,8 @@ BERT = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidde
         ({"target": "head"}, "target='head' is unknown"),
         ({"target": "all", "layers": [0]}, "leave out assign and layers"),
         ({"target": "all", "capacity": "lowrank"}, "target='all' writes vectors"),
+        ({"gate": "moe", "capacity": "lowrank"}, "gate='moe' is unknown"),
+        ({"gate": "router"}, "gate='router' is for experts, and capacity='full' has none"),
         ({"feed": "faster"}, "the fastest level has none to take from"),
         ({"feed": ["gradient", "faster", "faster"], "assign": "fast-last"}, "use assign='stacked'"),
         ({"optimizer": "dgd", "capacity": "lowrank"}, "needs whole matrices"),

@@ -28,6 +28,17 @@ SETTINGS = {
     "low rank": {"capacity": "lowrank", "rank": 2, "rate": 1.0},
     "low rank, unstacked": {"capacity": "lowrank", "rank": 2, "rate": 1.0, "assign": "fast-first", "decay": 0.1},
     "low rank over full": {"capacity": ["lowrank", "full", "full"], "rank": 3, "slots": 2},
+    "gated": {"capacity": "lowrank", "rank": 2, "slots": 2, "gate": "router", "rate": 1.0},
+    "gated, unstacked": {
+        "capacity": "lowrank",
+        "gate": "router",
+        "optimizer": "adamw",
+        "rate": 0.05,
+        "assign": "fast-first",
+        "decay": 0.1,
+        "follow": 0.5,
+    },
+    "gated over full": {"capacity": ["lowrank", "full", "full"], "gate": ["router", "always", "always"], "rank": 3},
     "every parameter": {"target": "all", "periods": [8, 16]},
 }
 every_setting = pytest.mark.parametrize("name", SETTINGS)

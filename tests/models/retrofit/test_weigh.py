@@ -13,6 +13,7 @@ SETTINGS = {
     "stacked": {"periods": [4, 8, 16]},
     "dgd": {"periods": [4, 8], "optimizer": "dgd"},
     "low rank": {"periods": [4, 8], "capacity": "lowrank", "rank": 2},
+    "gated": {"periods": [4, 8], "capacity": "lowrank", "rank": 2, "gate": "router"},
     "every parameter": {"periods": 8, "target": "all"},
 }
 every_setting = pytest.mark.parametrize("name", SETTINGS)
