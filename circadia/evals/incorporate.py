@@ -4,6 +4,8 @@
     sequence   all passages one after another, then all questions
     matrix     eight passages one after another, all questions after each of them
 
+An arm that sleeps has a night after each passage, and is asked in the morning.
+
 SEAL and Sleep let a large model judge free answers of a 7B model. A base of this size answers nothing freely, so that
 three things are told: nats of a token of the gold answer, how often it is likelier than nine answers to questions on
 other passages, and how often a greedy answer contains it.
@@ -140,6 +142,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
             for one in given:
                 arm = make()
                 arm.learn(lesson[one.text])
+                arm.finish()
                 each += [ask(arm, [one])] * len(one.asked)
             result["after"] = {name: mean([x[name] for x in each]) for name in each[0]}
     result["cost"] = {"seconds": round(time.perf_counter() - began - asking, 2), **arm.cost()}

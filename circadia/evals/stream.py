@@ -168,7 +168,11 @@ SUITE = Suite(
     summary="sources one after another, by every arm: domains, one book in five languages, authors; the whole matrix",
     needs=Needs(
         data=("domains", "novels100"),
-        time={"quick": "5 minutes (1M parameters)", "default": "10 hours (estimated)", "full": "days (not timed)"},
+        time={
+            "quick": "5 minutes (1M parameters)",
+            "default": "10 hours, 8 more for arms that sleep (estimated)",
+            "full": "days (not timed)",
+        },
         models=ARMS,
     ),
     runs=runs,

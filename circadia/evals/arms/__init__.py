@@ -1,4 +1,4 @@
-"""Ways to go on learning, compared by the suites: none, context, fine-tuning and its remedies, levels.
+"""Ways to go on learning, compared by the suites: none, context, fine-tuning and its remedies, levels, nights.
 
 All that learn read the same examples in the same order, chunk by chunk, and are tuned over grids of the same length.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circadia.evals.arms.arm import Arm, Example
+from circadia.evals.arms.asleep import Asleep
 from circadia.evals.arms.context import Retrieved, Sliding
 from circadia.evals.arms.streamed import CHUNK, EWC, Joint, Replay, Streamed
 from circadia.evals.arms.tuned import OSF, Cartridge
@@ -18,6 +19,7 @@ __all__ = ["ARMS", "CHUNK", "DEFAULT", "FULL", "QUICK", "Arm", "Example", "Kind"
 RATES = (0.03, 0.1, 0.3)  # of plain descent on a gradient clipped to length 1
 _ONE = {"periods": [CHUNK], "anchor": None}
 _ALL = {**_ONE, "target": "all"}
+_DECAY = {**_ONE, "anchor": "base", "decay": 0.01}
 _THREE = {"periods": [256, 1024, 4096], "anchor": "base", "decay": [0.05, 0.03, 0.02]}
 
 
@@ -46,7 +48,10 @@ ARMS = {
     "MLPs": Kind(Streamed, _ONE),
     "MLPs every 1024": Kind(Streamed, {**_ONE, "periods": [1024], "chunk": CHUNK}, 2.0),
     "MLPs every 4096": Kind(Streamed, {**_ONE, "periods": [4096], "chunk": CHUNK}, 4.0),
-    "MLPs + decay": Kind(Streamed, {**_ONE, "anchor": "base", "decay": 0.01}),
+    "MLPs + decay": Kind(Streamed, _DECAY),
+    "sleep": Kind(Asleep, _DECAY),
+    "sleep + rehearsal": Kind(Asleep, _DECAY, more={"rehearse": "awake"}),
+    "sleep + rehearsal day and night": Kind(Asleep, _DECAY, more={"rehearse": "always"}),
     "first 2 MLPs": Kind(Streamed, {**_ONE, "layers": "first:2"}, 2.0),
     "last 2 MLPs": Kind(Streamed, {**_ONE, "layers": "last:2"}, 2.0),
     "2 levels": Kind(
@@ -66,7 +71,7 @@ FULL = tuple(name for name in ARMS if name != "Cartridge")  # which Circadia's o
 QUICK = ("frozen", "retrieval", "full", "MLPs", "3 levels", "joint")
 DEFAULT = (
     "frozen", "sliding window", "retrieval", "full", "LoRA", "EWC 30", "replay 5 %", "replay at equal compute", "MLPs",
-    "MLPs + decay", "2 levels", "3 levels", "joint",
+    "MLPs + decay", "sleep", "sleep + rehearsal", "2 levels", "3 levels", "joint",
 )  # fmt: skip
 
 
