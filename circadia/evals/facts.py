@@ -42,9 +42,7 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
         "said": options.pick(2, 4, 4),  # times that each fact is said
         "after": options.pick([0, 10, 50], [0, 10, 100, 1000], [0, 10, 100, 1000, 10000]),  # other sentences
     }
-    cells = [
-        {"base": base, "arm": arm, **sizes} for base in options.base_folders() for arm in options.chosen(ARMS, shown)
-    ]
+    cells = [{"base": base, "arm": arm, **sizes} for base, arm in arms.pairs(options, ARMS, shown)]
     seeds = options.seeds or options.pick(1, 3, 3)
     return continual_report.planned(options, cells, arms.rates, seeds, done, goal)
 
@@ -55,7 +53,7 @@ def goal(scores: dict[str, Any]) -> float:
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
-    base = Base.load(options.base_folders()[run["base"]], options.device)
+    base = Base.load(options.model_folder(run["base"]), options.device)
     seed, chance = run["seed"], random.Random(run["seed"])
     told = fact_sets.facts(run["people"], run["changed"], seed)
     friends = fact_sets.links(told, seed)

@@ -180,3 +180,25 @@ def test_passages_have_a_night_each_and_a_resumed_suite_the_same_numbers(folder,
         for part in (scores, again[cell]):
             part["cost"].pop("seconds")
         assert again[cell] == scores, cell
+
+
+def test_implications_are_the_selfs_own_words_and_are_learned_beside_the_text(folder, monkeypatch):
+    arm = made(folder, "implications")
+    read, real = [], arm.read
+    monkeypatch.setattr(
+        arm, "read", lambda tokens: (read.append(bytes(tokens).decode("utf-8", "replace")), real(tokens))
+    )
+    passage = Example("", "Town 7\n" + "The mayor of it is called Ada. " * 10 + "\n\n")
+    arm.learn([passage] * 2)
+    said = arm.said[passage.text]
+    assert len(said) == 4 and len(set(said)) == 4 and all(text.startswith("Town 7\n") for text in said)
+    assert read == [passage.text + "".join(said)] * 2, "written once, learned at every reading"
+    learned = 2 * len("".join([passage.text, *said]).encode())
+    passed = 4 * (len(passage.text) + len("Implications:\n") + 96)
+    assert arm.cost()["tokens"] == learned == arm.learned
+    assert arm.cost()["flops"] == arm.base.parameters * (6 * learned + 2 * passed)
+    # Of another self other words, of the same the same.
+    twin, wiser = made(folder, "implications"), made(folder, "implications")
+    assert twin.written(passage.text) == said
+    wiser.read(list(b"x" * 256 * 10))
+    assert wiser.written(passage.text) != said
