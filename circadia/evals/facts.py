@@ -210,7 +210,7 @@ SUITE = Suite(
         data=("books",),
         time={
             "quick": "10 minutes (1M parameters)",
-            "default": "8 hours, 2 more for arms that sleep (estimated)",
+            "default": "8 hours, 4 more for arms that sleep (estimated)",
             "full": "hours (not timed)",
         },
         models=ARMS,

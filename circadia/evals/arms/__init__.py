@@ -78,7 +78,7 @@ FULL = tuple(name for name in ARMS if name not in ("Cartridge", "implications", 
 QUICK = ("frozen", "retrieval", "full", "MLPs", "3 levels", "joint")
 DEFAULT = (
     "frozen", "sliding window", "retrieval", "full", "LoRA", "EWC 30", "replay 5 %", "replay at equal compute", "MLPs",
-    "MLPs + decay", "sleep", "sleep + rehearsal", "2 levels", "3 levels", "joint",
+    "MLPs + decay", "sleep", "sleep + rehearsal", "sleep + rehearsal day and night", "2 levels", "3 levels", "joint",
 )  # fmt: skip
 
 
