@@ -33,6 +33,9 @@ def run(
     base: Annotated[
         str | None, typer.Option(metavar="A,B", help="Folders of models, where a suite starts from one.")
     ] = None,
+    hope: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Folders of models trained from scratch to carry a memory.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead of runs/eval/SUITE.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs in --out.")] = False,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Of training in each run: to try a suite out.")] = None,
@@ -60,6 +63,7 @@ def run(
         steps=steps,
         data=data,
         bases=tuple(Path(name) for name in base.split(",") if name) if base else (),
+        hopes=tuple(Path(name) for name in hope.split(",") if name) if hope else (),
         device=_device(device),
     )
     torch.set_num_threads(threads)

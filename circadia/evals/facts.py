@@ -3,7 +3,9 @@
 An arm reads facts about people who do not exist, among them some that change later, then sentences of books. It is
 asked right after the facts and after 10, 100, 1,000 other sentences, with nothing of them in its context unless the arm
 puts it there: which of the 16 values of the kind is the likeliest end of the sentence, verbatim, and in words in which
-the fact was never said? Of facts that changed the last value is right; how often the old one is said is counted too.
+the fact was never said? An arm that sleeps has a night after the facts and one after each of these blocks of other
+sentences; it is asked the next morning, and after the facts in the evening, too.
+Of facts that changed the last value is right; how often the old one is said is counted too.
 And over two facts: everybody's best friend is told, and where that friend lives is asked.
 """
 
@@ -40,9 +42,7 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
         "said": options.pick(2, 4, 4),  # times that each fact is said
         "after": options.pick([0, 10, 50], [0, 10, 100, 1000], [0, 10, 100, 1000, 10000]),  # other sentences
     }
-    cells = [
-        {"base": base, "arm": arm, **sizes} for base in options.base_folders() for arm in options.chosen(ARMS, shown)
-    ]
+    cells = [{"base": base, "arm": arm, **sizes} for base, arm in arms.pairs(options, ARMS, shown)]
     seeds = options.seeds or options.pick(1, 3, 3)
     return continual_report.planned(options, cells, arms.rates, seeds, done, goal)
 
@@ -53,7 +53,7 @@ def goal(scores: dict[str, Any]) -> float:
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
-    base = Base.load(options.base_folders()[run["base"]], options.device)
+    base = Base.load(options.model_folder(run["base"]), options.device)
     seed, chance = run["seed"], random.Random(run["seed"])
     told = fact_sets.facts(run["people"], run["changed"], seed)
     friends = fact_sets.links(told, seed)
@@ -71,8 +71,14 @@ def run(run: Run, options: Options) -> dict[str, Any]:
             for _ in range(run["said"])
             for one in chance.sample(now, len(now))
         ])  # fmt: skip
+    paused = time.perf_counter()
+    evening = asked(arm, base, told, friends) if arm.sleeps else None
+    asking += time.perf_counter() - paused
+    arm.finish()
     for wait in run["after"]:
-        arm.learn([Example("", text) for text in others[done:wait]])
+        if wait > done:
+            arm.learn([Example("", text) for text in others[done:wait]])
+            arm.finish()
         done = wait
         paused = time.perf_counter()
         waits.append(asked(arm, base, told, friends))
@@ -80,6 +86,7 @@ def run(run: Run, options: Options) -> dict[str, Any]:
     whole = time.perf_counter() - began
     return {
         "before": before,
+        **({} if evening is None else {"evening": evening}),
         "waits": waits,
         "facts": len(told),
         "chance": mean([1 / len(one.values) for one in told]),
@@ -150,8 +157,7 @@ def table(records: list[Record]) -> list[Table]:
         rows = []
         for (base, arm), own in group(records, "base", "arm").items():
             columns: list[list[dict[str, float]]] = [
-                [part[how] for one in own if how in (part := pick(one.scores))]
-                for pick in [lambda s: s["before"], *(lambda s, i=i: s["waits"][i] for i in range(len(waits)))]
+                [part[how] for one in own if how in (part := _times(one.scores)[i])] for i in range(len(waits) + 2)
             ]
             cells = [percent([x["right"] for x in own_]) for own_ in columns]
             second = "old" if how == "changed" else "rank"
@@ -160,7 +166,7 @@ def table(records: list[Record]) -> list[Table]:
             cost = [mean([float(one.scores["cost"][what]) for one in own]) for what in ("seconds", "flops", "bytes")]
             rows.append((base, arm, rates, str(len(own)), *cells, f"{cost[0]:,.0f}", f"{cost[1] / 1e12:,.3f}",
                          f"{cost[2] / 2**20:,.2f}"))  # fmt: skip
-        places = ["before", *(f"after {wait:,}" for wait in waits)]
+        places = ["before", "evening", *(f"after {wait:,}" for wait in waits)]
         second = "old value, %" if how == "changed" else "rank"
         columns_ = ("base", "arm", "rate", "seeds", *(f"{p}: right, %" for p in places),
                     *(f"{p}: {second}" for p in places), "seconds", "TFLOP", "MiB kept")  # fmt: skip
@@ -174,6 +180,11 @@ def table(records: list[Record]) -> list[Table]:
         )  # fmt: skip
         tables.append(Table(f"Facts, {how}", columns_, rows, notes))
     return tables
+
+
+def _times(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Before, in the evening, and after each wait. Only arms that sleep know an evening that is not the morning."""
+    return [scores["before"], scores.get("evening", scores["waits"][0]), *scores["waits"]]
 
 
 def _mean(values: list[float], scale: float) -> str:
@@ -197,7 +208,11 @@ SUITE = Suite(
     summary="new facts in plain sentences, asked verbatim, in other words, after other text; and facts that change",
     needs=Needs(
         data=("books",),
-        time={"quick": "10 minutes (1M parameters)", "default": "8 hours (estimated)", "full": "hours (not timed)"},
+        time={
+            "quick": "10 minutes (1M parameters)",
+            "default": "8 hours, 4 more for arms that sleep (estimated)",
+            "full": "hours (not timed)",
+        },
         models=ARMS,
     ),
     runs=runs,

@@ -4,6 +4,9 @@
     sequence   all passages one after another, then all questions
     matrix     eight passages one after another, all questions after each of them
 
+An arm that sleeps has a night after each passage, and is asked in the morning. `implications` first writes what follows
+from a passage, and learns that beside it.
+
 SEAL and Sleep let a large model judge free answers of a 7B model. A base of this size answers nothing freely, so that
 three things are told: nats of a token of the gold answer, how often it is likelier than nine answers to questions on
 other passages, and how often a greedy answer contains it.
@@ -52,8 +55,9 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     cells = [
         {"base": base, "mode": mode, "arm": arm, **sizes, **({"passages": MATRIX} if mode == "matrix" else {})}
         for mode in options.pick(MODES[:2], MODES, MODES)
-        for base in options.base_folders()
-        for arm in options.chosen(ARMS, options.pick(QUICK, default, full))
+        for base, arm in arms.pairs(
+            options, ARMS, options.pick(QUICK, (*default, "implications"), (*full, "implications"))
+        )
     ]
     seeds = options.seeds or options.pick(1, 3, 3)
     return continual_report.planned(options, cells, arms.rates, seeds, done, goal)
@@ -107,7 +111,7 @@ def question(text: str) -> str:
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
-    base = Base.load(options.base_folders()[run["base"]], options.device)
+    base = Base.load(options.model_folder(run["base"]), options.device)
     given = passages(options.folder("squad").parent, run["passages"], run["questions"], run["seed"])
     asking, began = 0.0, time.perf_counter()
 
@@ -136,13 +140,18 @@ def run(run: Run, options: Options) -> dict[str, Any]:
                 arm.finish()
             result["after"] = ask(arm, given)
         else:
-            each = []
+            each, earlier = [], dict.fromkeys(("tokens", "flops"), 0)
             for one in given:
+                earlier = {name: count + arm.cost()[name] for name, count in earlier.items()}
                 arm = make()
                 arm.learn(lesson[one.text])
+                arm.finish()
                 each += [ask(arm, [one])] * len(one.asked)
             result["after"] = {name: mean([x[name] for x in each]) for name in each[0]}
-    result["cost"] = {"seconds": round(time.perf_counter() - began - asking, 2), **arm.cost()}
+    cost = arm.cost()
+    if run["mode"] == "single":  # of all passages, as the seconds are
+        cost |= {name: count + cost[name] for name, count in earlier.items()}
+    result["cost"] = {"seconds": round(time.perf_counter() - began - asking, 2), **cost}
     return result
 
 
@@ -169,13 +178,14 @@ def table(records: list[Record]) -> list[Table]:
             cells += [percent([one.scores[when]["right"] for one in each]) for when in ("before", "after")]
             cells += [percent([one.scores["after"]["contains"] for one in each])]
             rates = ", ".join(dict.fromkeys(f"{one.run['rate']:g}" for one in each))
-            seconds = mean([one.scores["cost"]["seconds"] for one in each])
-            rows.append((base, arm, rates, str(len(each)), *cells, f"{seconds:,.0f}"))
+            cost = [mean([float(one.scores["cost"][what]) for one in each]) for what in ("seconds", "flops", "bytes")]
+            rows.append((base, arm, rates, str(len(each)), *cells, f"{cost[0]:,.0f}", f"{cost[1] / 1e12:,.3f}",
+                         f"{cost[2] / 2**20:,.2f}"))  # fmt: skip
         place = ("single", "sequence").index(mode)
-        rows += [("published", name, "-", "-", "-", "-", "-", f"{figures[place]:g} judged", "-", "-")
+        rows += [("published", name, "-", "-", "-", "-", "-", f"{figures[place]:g} judged", *"----")
                  for name, figures in PUBLISHED.items()]  # fmt: skip
         columns = ("base", "arm", "rate", "seeds", "nats before", "nats after", "right before, %", "right after, %",
-                   "contains, %", "seconds")  # fmt: skip
+                   "contains, %", "seconds", "TFLOP", "MiB kept")  # fmt: skip
         notes = (
             f"{own[0].run['passages']} passages, each read {own[0].run['epochs']} times; {own[0].scores['asked']} "
             "questions. Nats of a token of the gold answer. Right: likelier, by token, than nine answers to questions "

@@ -39,7 +39,6 @@ PARTS = 4  # of a source: how fast is it learned?
 
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
-    bases = options.base_folders()
     for folder in ("domains", "novels100"):
         options.folder(folder)
     default, full = (tuple(name for name in own if name in ARMS) for own in (arms.DEFAULT, arms.FULL))
@@ -47,8 +46,7 @@ def runs(options: Options, done: list[Record]) -> list[Run]:
     cells = [
         {"base": base, "stream": name, "arm": arm, "kilobytes": options.pick(8, 64, 200)}
         for name in tuple(STREAMS)[: options.pick(1, None, None)]
-        for base in bases
-        for arm in options.chosen(ARMS, shown)
+        for base, arm in arms.pairs(options, ARMS, shown)
     ]
     seeds = options.seeds or options.pick(1, 3, 3)
     return continual_report.planned(options, cells, arms.rates, seeds, done, goal)
@@ -97,7 +95,7 @@ def _genesis(data: Path, version: str) -> bytes:
 
 
 def run(run: Run, options: Options) -> dict[str, Any]:
-    base = Base.load(options.base_folders()[run["base"]], options.device)
+    base = Base.load(options.model_folder(run["base"]), options.device)
     found = sources(options.folder("domains").parent, run["stream"], run["kilobytes"], run["seed"])
     tasks = [[Example("", text[at : at + 1024]) for at in range(0, len(text), 1024)] for _, text, _ in found]
     own = streams.own_text(options.folder("novels100").parent, UNSEEN).decode("utf-8", "ignore")
@@ -168,7 +166,11 @@ SUITE = Suite(
     summary="sources one after another, by every arm: domains, one book in five languages, authors; the whole matrix",
     needs=Needs(
         data=("domains", "novels100"),
-        time={"quick": "5 minutes (1M parameters)", "default": "10 hours (estimated)", "full": "days (not timed)"},
+        time={
+            "quick": "5 minutes (1M parameters)",
+            "default": "10 hours, 8 more for arms that sleep (estimated)",
+            "full": "days (not timed)",
+        },
         models=ARMS,
     ),
     runs=runs,

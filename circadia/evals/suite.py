@@ -42,6 +42,7 @@ class Options:
     steps: int | None = None
     data: Path | None = None
     bases: tuple[Path, ...] = ()  # trained models that a suite starts from
+    hopes: tuple[Path, ...] = ()  # models of our own that were trained from scratch to carry a memory
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -76,14 +77,30 @@ class Options:
         """The bases by the name of their folder, which stands in the runs: a result knows no paths of a machine."""
         if not self.bases:
             raise ValueError("this suite starts from a trained model: give --base FOLDER, one or several with commas")
-        found = {}
-        for folder in self.bases:
-            if not (folder / "config.json").is_file():
-                raise ValueError(f"--base {folder}: there is no config.json in it; give the folder of a model")
-            if folder.name in found:
-                raise ValueError(f"--base: two folders are called {folder.name}, and results are kept by that name")
-            found[folder.name] = folder
+        return _named("--base", self.bases)
+
+    def hope_folders(self) -> dict[str, Path]:
+        """The same of models trained from scratch; none is no mistake."""
+        found = _named("--hope", self.hopes)
+        for name in found:
+            if name in {folder.name for folder in self.bases}:
+                raise ValueError(f"--hope: a --base is called {name}, too, and results are kept by that name")
         return found
+
+    def model_folder(self, name: str) -> Path:
+        """Of a base, or of a model trained from scratch."""
+        return {**self.base_folders(), **self.hope_folders()}[name]
+
+
+def _named(option: str, folders: tuple[Path, ...]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{option} {folder}: there is no config.json in it; give the folder of a model")
+        if folder.name in found:
+            raise ValueError(f"{option}: two folders are called {folder.name}, and results are kept by that name")
+        found[folder.name] = folder
+    return found
 
 
 @dataclass(frozen=True)

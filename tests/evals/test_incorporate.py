@@ -103,7 +103,19 @@ def test_how_answers_are_counted(data, folder, monkeypatch, tmp_path):
         "Incorporation, eight passages: the matrix R of the first seed",
     ]  # fmt: skip
     assert tables[0].rows[0][4:9] == ("4.000", "2.000", "0.0", "100.0", "100.0")
-    assert tables[1].rows[-1][1:] == ("Sleep without dreaming", "-", "-", "-", "-", "-", "36.2 judged", "-", "-")
+    assert tables[1].rows[-1][1:] == (
+        "Sleep without dreaming",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "36.2 judged",
+        "-",
+        "-",
+        "-",
+        "-",
+    )
     incorporate.plot(records, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 3_000
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from circadia.models.native import native
 from circadia.models.retrofit import retrofit
 from circadia.train import load, train
 from circadia.train import loop as loop_file
@@ -55,6 +56,24 @@ def test_levels_of_the_stream_step_every_so_many_tokens(config):
         moved.append([not torch.equal(a, b) for a, b in zip(before, levels)])
     assert moved == [[True, False, False]] * 3 + [[True, True, False]]
     assert not loop_file.watch.watch(run.net, torch.zeros(1, 32, dtype=torch.long)).keys() & {"cms-8", "cms-16"}
+
+
+def test_a_hope_carries_its_memory_over_the_rows_of_a_novel(config):
+    """configs/hope-novels.yaml: a level whose period is longer than a row takes its step in a later row."""
+    made = small(config, "hope-novels.yaml", batch=1, tokens=4 * 32, eval_every=100)
+    periods = {**made.model.config, "periods": [8, 16, 64], "chunk": 8}
+    made = made.model_copy(update={"model": made.model.model_copy(update={"config": periods})})
+    assert made.data.carry and made.data.length == 32 and made.model.preset.startswith("hope/")
+    run = loop_file.Run(made, None, loop_file.World(0, 1, torch.device("cpu")), None)
+    run.open(0)
+    moved = []
+    for _ in range(3):
+        run.step()
+        held = run.caches[0].layers[0].state
+        moved.append([f"levels.{i}.up" in held for i in range(3)])
+    assert moved == [[True, True, False], [True, True, False], [True, True, True]]
+    _, state = native(run.net).learn(torch.arange(128) % 64, native(run.net).start())
+    assert all(bool(x.any()) for name, x in state.items() if name.endswith("levels.2.up"))
 
 
 @pytest.mark.parametrize("first_order", [True, False])

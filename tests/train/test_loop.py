@@ -461,7 +461,16 @@ def test_the_bar_is_for_terminals_and_lines_for_files(config, tmp_path):
 def test_configs_in_the_repository_are_right():
     folder = loop_file.Path(__file__).parents[2] / "configs"
     files = sorted(folder.glob("*.yaml"))
-    names = ["adapt-novels", "base-novels", "cms-stream", "hope-1.3b", "novels-tiny", "smoke", "stages-tiny"]
+    names = [
+        "adapt-novels",
+        "base-novels",
+        "cms-stream",
+        "hope-1.3b",
+        "hope-novels",
+        "novels-tiny",
+        "smoke",
+        "stages-tiny",
+    ]
     assert [file.stem for file in files] == names
     for file in files:
         config = load(file)

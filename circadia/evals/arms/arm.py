@@ -26,6 +26,7 @@ class Arm:
     """A way to go on with a base. `learn` is called with pieces of a task, `finish` at its end."""
 
     at_once = False  # learns all tasks together
+    sleeps = False  # `finish` is its night, so that it answers otherwise in the morning
 
     def __init__(self, base: Base, seed: int = 0) -> None:
         self.base, self.seed = base, seed
@@ -35,7 +36,7 @@ class Arm:
         """The next examples of the task, in their order."""
 
     def finish(self) -> None:
-        """The task is over. Arms that need no borders do nothing."""
+        """The task, or the day, is over. Arms that need no borders do nothing."""
 
     @contextmanager
     def reading(self) -> Iterator[torch.nn.Module]:
