@@ -89,10 +89,10 @@ def surroundings(clone: Path) -> dict[str, str]:
 
 def test_a_newcomers_path(clone: Path) -> None:
     lines = [shlex.split(line) for line in PATH.strip().splitlines()]
+    command, given = [sys.executable, "-c", DRIVER], json.dumps([lines, TYPED])
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps([lines, TYPED]), cwd=clone, env=surroundings(clone), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command, input=given, cwd=clone, env=surroundings(clone), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     steps = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(" ".join(line), code) for line, code, _ in steps if code] == [], done.stderr[-3000:]
@@ -138,13 +138,10 @@ def test_what_cannot_be_is_one_line(clone: Path, line: str, said: str, monkeypat
     assert len(result.stderr.splitlines()) == 1 and re.search(said, result.stderr), result.stderr
 
 
-def test_the_path_is_the_readmes(clone: Path) -> None:
+def test_the_path_is_the_readmes() -> None:
     """Every command of the README but those that take longer, or need a second program."""
-    shown = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"(?:^|`)circadia ((?:learner |eval |tokenizer )?[a-z]+)", shown, re.M))
-    walked = {
-        " ".join(line.split()[:2]) if line.split()[0] in ("learner", "eval", "tokenizer") else line.split()[0]
-        for line in PATH.strip().splitlines()
-    }
-    elsewhere = {"demo", "serve", "eval formal", "eval sleep"}  # tests/demo, tests/serve, tests/evals
-    assert named - walked == elsewhere & named
+    first = r"((?:learner |eval |tokenizer )?[a-z]+)"
+    named = set(re.findall(rf"(?:^|`)circadia {first}", (ROOT / "README.md").read_text(), re.M))
+    walked = set(re.findall(rf"^{first}", PATH, re.M))
+    elsewhere = {"demo", "serve", *(name for name in named if name.startswith("eval "))}  # tests/demo, serve, evals
+    assert len(named) > 15 and named - walked <= elsewhere
