@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from circadia.cli import app
+from circadia.evals import SUITES
 from circadia.memory import RULES
 from circadia.optim import OPTIMIZERS
 
@@ -71,6 +72,12 @@ def test_commands_exist(page: Path) -> None:
     known = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
     for name in re.findall(r"(?:^|`|\$ |-m )circadia ([a-z]+)\b", page.read_text(), re.M):
         assert name in known, name
+
+
+def test_every_suite_is_named() -> None:
+    for page in ("README.md", "docs/evaluate.md"):
+        text = (ROOT / page).read_text()
+        assert [name for name in SUITES if f"`{name}`" not in text] == [], page
 
 
 def test_the_site_holds_every_page() -> None:
