@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# With the setuptools of the environment, so that a changed pyproject.toml needs the network only for what it adds.
-EDITABLE := --no-build-isolation --editable
 
 .PHONY: help test demo docs lint install clean
 
@@ -16,12 +14,13 @@ help:
 
 install: $(STAMP)
 
+# With the setuptools of the environment, so that a changed pyproject.toml needs the network only for what it adds.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about 2 minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch 'setuptools>=77'
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $(STAMP)
 
 lint: $(STAMP)
@@ -39,9 +38,7 @@ demo: $(STAMP)
 	@$(BIN)/circadia demo --out runs/demo
 
 docs: $(STAMP)
-	@echo "the documentation as a site: seconds, about a minute more the first time"
-	@$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[docs]'
+	@echo "the documentation as a site: some seconds"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
