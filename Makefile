@@ -14,12 +14,13 @@ help:
 
 install: $(STAMP)
 
+# With the setuptools of the environment, so that a changed pyproject.toml needs the network only for what it adds.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about 2 minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch 'setuptools>=77'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $(STAMP)
 
 lint: $(STAMP)
@@ -37,9 +38,8 @@ demo: $(STAMP)
 	@$(BIN)/circadia demo --out runs/demo
 
 docs: $(STAMP)
-	@$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	@$(BIN)/mkdocs build --quiet --strict
+	@echo "the documentation as a site: some seconds"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
 clean:

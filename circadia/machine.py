@@ -1,8 +1,28 @@
 """What this machine has. Standard library only."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def home() -> Path:
+    """Where what can be made again is kept: CIRCADIA_HOME, or ~/.circadia; a folder of this user's among the temporary
+    files, where the home folder cannot be written or there is none.
+    """
+    if place := os.environ.get("CIRCADIA_HOME"):
+        return Path(place).expanduser()
+    found = Path(os.path.expanduser("~")) / ".circadia"  # Path.home() raises for a user without a home
+    if found.is_absolute() and writable(found):
+        return found
+    return Path(tempfile.gettempdir()) / f"circadia-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+
+
+def writable(path: Path) -> bool:
+    """A folder that is not there yet is writable if its nearest existing parent is."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 def memory(root: Path = Path("/")) -> tuple[int | None, int | None]:

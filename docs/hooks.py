@@ -1,13 +1,46 @@
-"""Hooks of mkdocs: the README is the first page, and links to files that the site does not hold become their names."""
+"""Hooks of mkdocs: the README is the first page, equations are rendered, and links to files that the site does not hold
+become their names.
+"""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import InlineProcessor
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+from maths import mathml
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Dollars and blocks marked `math` are equations, in pages and in docstrings."""
+    fence = {"name": "math", "class": "math", "format": _block}
+    config.markdown_extensions.append(_Maths())
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+    return config
+
+
+class _Maths(Extension):
+    """After code, where a dollar means itself, and before everything else."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.inlinePatterns.register(_Dollars(r"(?<![\w$\\])\$(?=[^\s$])([^$\n]*?[^\s$])\$(?![\w$])", md), "maths", 185)
+
+
+class _Dollars(InlineProcessor):
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
+        return self.md.htmlStash.store(mathml(m[1])), m.start(0), m.end(0)
+
+
+def _block(source: str, *given: Any, **more: Any) -> str:
+    """One equation a line."""
+    return "".join(f"<p>{mathml(line, display=True)}</p>" for line in source.strip().splitlines())
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -1,10 +1,16 @@
-"""For the reference: settings that a docstring aligns in two columns become a list."""
+"""For the reference: settings that a docstring aligns in two columns become a list, its equations are rendered."""
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import griffe
 
+sys.path.insert(0, str(Path(__file__).parent))
+from maths import equation
+
+CODE = re.compile(r"``([^`\n]+)``")
 ROW = re.compile(r"^(\w[\w, ]*?) {2,}(\S.*)$")
 
 
@@ -13,7 +19,12 @@ class Lists(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **given: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = listed(obj.docstring.value)
+            obj.docstring.value = CODE.sub(_set, listed(obj.docstring.value))
+
+
+def _set(code: re.Match[str]) -> str:
+    """Between dollars if it is an equation, which docs/maths.py then renders."""
+    return f"${code[1]}$" if equation(code[1]) else code[0]
 
 
 def listed(text: str) -> str:

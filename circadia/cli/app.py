@@ -26,9 +26,15 @@ from circadia.cli.sleep import kept
 from circadia.cli.tokenizer import tokenizer
 from circadia.cli.train import train
 
+# The story that `circadia --help` tells: look, build, live, judge.
+STORY = "doctor demo models levels rules optimizers train retrofit tokenizer chat learner serve key eval"
+
 
 class _Commands(TyperGroup):
     """A user's mistake, which the package reports as ValueError, is one line on stderr and exit code 2."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=STORY.split().index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -65,7 +71,6 @@ def main(
     """See `help` above; the callback only carries the options that stand before a command."""
 
 
-# The story that `circadia --help` tells. Panels stand in the order of their first command.
 LOOK = "Look: what there is, and any model as nested memories"
 app.command(rich_help_panel=LOOK)(doctor)
 app.command(rich_help_panel=LOOK)(demo)

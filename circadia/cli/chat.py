@@ -16,9 +16,7 @@ def chat(
     name: NAME = "me",
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="SRC", help="A model's folder or Hub id, or a retrofit's folder. Default: the bundled one."
-        ),
+        typer.Option(metavar="SRC", help="A model's folder or Hub id, or a retrofit's folder; default `bundled`."),
     ] = None,
     store: STORE = HERE,
     branch: BRANCH = "main",

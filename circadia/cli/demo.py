@@ -9,7 +9,7 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For demo.html and demo.json.")] = Path("runs/demo"),
     base: Annotated[
-        str, typer.Option(metavar="SRC", help="A base that reads bytes; its folder, or the bundled one.")
+        str, typer.Option(metavar="SRC", help="A base that reads bytes; its folder, or `bundled`.")
     ] = "bundled",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each fact is read.")] = 10,
 ) -> None:

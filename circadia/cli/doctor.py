@@ -80,7 +80,9 @@ def _print(found: dict[str, Any]) -> None:
         if place["path"] and not place["exists"]:
             state += ", made when first needed"
         text = f"{place['path'] or '-'} ({state}; set by {place['set_by']})"
-        _row(table, place["writable"] or not place["path"], place["name"], text)
+        fine = place["writable"] or not place["path"]
+        fix = None if fine else f"set {place['set_by'].partition(' or ')[0]} to a folder that can be written"
+        _row(table, fine, place["name"], text, fix, optional=True)
     Console().print(table)
 
 

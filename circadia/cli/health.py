@@ -11,7 +11,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from circadia import __version__
-from circadia.machine import memory
+from circadia.machine import home, memory, writable
 
 PYTHON = (3, 11)
 
@@ -145,32 +145,28 @@ def fla(hardware: dict[str, Any]) -> dict[str, Any]:
 
 def places() -> list[dict[str, Any]]:
     """Where data, learners and downloads live, and whether they can be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
     wanted = (
         ("data", os.environ.get("CIRCADIA_DATA"), "CIRCADIA_DATA or --data DIR"),
-        ("store", os.environ.get("CIRCADIA_HOME") or Path.home() / ".circadia", "CIRCADIA_HOME"),
+        (
+            "store of learners",
+            Path(os.environ.get("CIRCADIA_STORE") or "store").absolute(),
+            "CIRCADIA_STORE or --store DIR",
+        ),
+        ("prepared texts", home(), "CIRCADIA_HOME"),
         ("Hugging Face cache", os.environ.get("HF_HUB_CACHE") or hub, "HF_HUB_CACHE or HF_HOME"),
     )
     found = []
     for name, place, setting in wanted:
         path = Path(place).expanduser() if place else None
-        exists = path is not None and path.exists()
-        writable = path is not None and _writable(path)
         found.append(
             {
                 "name": name,
                 "path": str(path) if path else None,
                 "set_by": setting,
-                "exists": exists,
-                "writable": writable,
+                "exists": path is not None and path.exists(),
+                "writable": path is not None and writable(path),
             }
         )
     return found
-
-
-def _writable(path: Path) -> bool:
-    """A folder that is not there yet is writable if its nearest existing parent is."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)

@@ -59,11 +59,12 @@ def _store(store: Path) -> Iterator[Any]:
 def new(
     name: NAME,
     base: Annotated[
-        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or the bundled one.")
+        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or `bundled`.")
     ] = "bundled",
     store: STORE = HERE,
     periods: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Tokens between updates, fastest first.")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Tokens between updates, fastest first. Default 512,2048,8192."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens before a chunk that it sees.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate of every level.")] = None,
@@ -71,7 +72,7 @@ def new(
     tokenizer: Annotated[str | None, typer.Option(help="bytes or a folder; default the base's.")] = None,
     gate: Annotated[bool, typer.Option(help="Weigh what is learned.")] = True,
     journal: Annotated[bool, typer.Option(help="Keep what is observed; exact forgetting needs it.")] = True,
-    probes: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML or JSONL.")] = None,
+    probes: Annotated[Path | None, typer.Option(metavar="FILE", help="Checks for the guard, YAML or JSONL.")] = None,
     every: Annotated[int | None, typer.Option(help="Tokens between two versions of a long stream.")] = None,
     sleep: Annotated[
         str | None, typer.Option(metavar="POLICY", help="When it sleeps by itself: period, tokens=N, hour=H, ...")
@@ -157,7 +158,7 @@ def chat(
     branch: BRANCH = "main",
     json: JSON = False,
 ) -> None:
-    """Talk, line by line, until an empty line or Ctrl-D."""
+    """Ask line by line, until an empty line or Ctrl-D; `circadia chat` learns what you say and has commands."""
     turns: list[dict[str, str]] = []
     with _opened(store, name, base, branch) as me:
         while line := _line():

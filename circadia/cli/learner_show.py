@@ -42,9 +42,8 @@ def observed(done: Any, source: str, json: bool) -> None:
     if json:
         _json({**asdict(done), "source": source})
         return
-    learned = (
-        f"surprise {_number(done.surprise)}, weight {_number(done.weight, 2)}" if done.chunks else "no chunk ended"
-    )
+    learned = f"surprise {_number(done.surprise)}, weight {_number(done.weight, 2)}"
+    learned = learned if done.chunks else "no chunk is full yet, so nothing is learned yet"
     print(f"{source}: {done.tokens:,} tokens in {done.seconds:.1f} s; {learned}")
     for level in done.levels:
         print(f"  {level.name}, every {level.period:,}: {level.updates} updates, moved {level.moved:.4f}, "

@@ -24,7 +24,7 @@ def levels(
         str,
         typer.Argument(
             metavar="PATH_OR_HUB_ID",
-            help="A folder with config.json, a PEFT adapter folder, or a Hugging Face id.",
+            help="A model's folder or Hub id, a PEFT adapter's folder, or `bundled`.",
         ),
     ],
     optimizer: Annotated[

@@ -20,7 +20,7 @@ def _needed() -> None:
 
 def serve(
     base: Annotated[
-        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or the bundled one.")
+        str, typer.Option(metavar="SRC", help="A model's folder or Hub id, a retrofit's folder, or `bundled`.")
     ] = "bundled",
     store: STORE = HERE,
     host: Annotated[str, typer.Option(help="Other addresses than this machine's own need keys.")] = "127.0.0.1",
@@ -43,7 +43,7 @@ def serve(
     tokens: Annotated[int, typer.Option(help="Of an answer, by default.")] = 256,
     rate: Annotated[int, typer.Option(help="Requests a minute of one key; 0: no limit.")] = 0,
 ) -> None:
-    """Serve a base and its learners, with an interface that OpenAI's clients know."""
+    """Serve a base and its learners over HTTP, in the form that OpenAI's clients know."""
     import logging
     import os
 
@@ -65,7 +65,7 @@ def serve(
     Server(service).run()
 
 
-key = typer.Typer(no_args_is_help=True, help="Who may use a server: keys, each for some learners.")
+key = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of a server, each for some learners.")
 
 
 def _keys(store: Path) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-tokenizer = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
+tokenizer = typer.Typer(no_args_is_help=True, help="Make a tokenizer from text.")
 
 
 @tokenizer.callback()

@@ -20,7 +20,7 @@ def run(out: Path, base: str, rounds: int) -> None:
     """All of it."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"Reads, answers, is corrected, sleeps, forgets, goes back: a few minutes on 2 cores; writes {out}/demo.html"
+        f"Reads, answers, is corrected, sleeps, forgets, goes back: about a minute on 2 cores; writes {out}/demo.html"
     )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "demo.json", b"{}\n")  # a folder that cannot be written is found out now

@@ -141,7 +141,14 @@ class MlpMemory(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Deep(MlpMemory):
-    """State "w0" [B, H, hidden, d], ..., "w{depth-1}" [B, H, d, hidden]; keys and values share the width d."""
+    """``W_l <- alpha_t W_l - eta_t grad`` for each matrix of an MLP, ``M(x) = x + W_2 gelu(W_1 x)`` at depth 2.
+
+    The gradient is taken at the start of the chunk (eq. 90), of ``L = 1/2 |M(k) - v|^2`` or ``L = -<M(k), v>``. With
+    inertia the step goes through ``S_t = beta_t S_{t-1} - eta_t grad`` (Titans). With ``erase="key"`` the first matrix
+    has DGD's factor, ``W_1 <- W_1 (alpha_t I - eta_t k k^T) - eta_t grad`` (eq. 88), with ``"layer"`` each its own.
+
+    State "w0" [B, H, hidden, d], ..., "w{depth-1}" [B, H, d, hidden]; keys and values share the width d.
+    """
 
     depth: int = 2
     erase: Literal["none", "key", "layer"] = "none"

@@ -183,7 +183,10 @@ def scan_tiles(
 
 @dataclass(frozen=True, kw_only=True)
 class Hebbian(Matrix):
-    """Adds v k^T; forgets not at all, at a fixed rate per head, or as the data say."""
+    """``M_t = alpha_t M_{t-1} + eta_t v k^T`` (eq. 14-18, 64): adds every pair.
+
+    It forgets not at all, at a fixed rate per head, or as the data say.
+    """
 
     decay: Literal["none", "fixed", "gated"] = "none"
     span: float = 0.0  # of the fixed decays, at least
@@ -229,7 +232,10 @@ class Online(Matrix):
 
 @dataclass(frozen=True, kw_only=True)
 class Delta(Online):
-    """One step of L2 regression at the running state: what was stored under k is replaced."""
+    """``M_t = alpha_t M_{t-1} - eta_t (alpha_t M_{t-1} k - v) k^T`` (eq. 65): what was stored under k is replaced.
+
+    One step of L2 regression at the running state; without a gate ``alpha_t = 1``.
+    """
 
     gated: bool = False
 
@@ -261,7 +267,7 @@ class Delta(Online):
 
 @dataclass(frozen=True, kw_only=True)
 class Oja(Online):
-    """The delta rule on M^T, with keys and values exchanged."""
+    """``M_t = alpha_t M_{t-1} + eta_t v (k - M_{t-1}^T v)^T`` (eq. 66, 67): the delta rule on the transpose of M."""
 
     @property
     def goal(self) -> str:
@@ -306,7 +312,10 @@ class Oja(Online):
 
 @dataclass(frozen=True, kw_only=True)
 class DGD(Matrix):
-    """Delta gradient descent with weight decay (eq. 57, 88, 92, 93)."""
+    """``M_t = M_{t-1} (alpha_t I - eta_t k k^T) - eta_t grad``: delta gradient descent with weight decay (eq. 57, 88).
+
+    The gradient is that of ``L = -<M k, v>`` (eq. 92) or ``L = 1/2 |M k - v|^2`` (eq. 93).
+    """
 
     objective: Literal["dot", "l2"] = "dot"
     gradient: Literal["chunk", "online"] = "chunk"  # where the L2 gradient is taken; the other does not see the state

@@ -99,7 +99,7 @@ _ROWS: list[Rule] = [
         family="deep",
         decays=True,
         inertia=True,
-        equation="S_t = beta_t S_{t-1} - eta_t grad; W_t = alpha_t W_{t-1} + S_t",
+        equation="S_t = beta_t S_{t-1} - eta_t grad, W_t = alpha_t W_{t-1} + S_t",
         summary="Titans LMM: momentum, forget gate and data-dependent rates",
     ),
     Deep(
@@ -110,7 +110,7 @@ _ROWS: list[Rule] = [
         decays=True,
         output_scale=None,
         max_target=1.0,
-        equation="eq. 88; W_1 (alpha_t I - eta_t k k^T), the others alpha_t W  (A4 a)",
+        equation="W_1 <- W_1 (alpha_t I - eta_t k k^T) - eta_t grad, W_l <- alpha_t W_l - eta_t grad  (eq. 88, A4 a)",
         summary="DGD on an MLP memory, its factor on the matrix whose input is k",
     ),
     Deep(
@@ -121,7 +121,7 @@ _ROWS: list[Rule] = [
         decays=True,
         output_scale=None,
         max_target=1.0,
-        equation="eq. 57 for each layer with its own input  (A4 b)",
+        equation="W_l <- W_l (alpha_t I - eta_l x_l x_l^T) - eta_l grad  (eq. 57, 88, A4 b)",
         summary="DGD on an MLP memory, every layer with its own input",
     ),
     Deep(
@@ -131,14 +131,14 @@ _ROWS: list[Rule] = [
         decays=True,
         output_scale=None,
         max_target=1.0,
-        equation="eq. 88 with alpha_t W alone  (A4 c)",
+        equation="W_l <- alpha_t W_l - eta_t grad  (eq. 88 without its factor, A4 c)",
         summary="DGD on an MLP memory reduced to weight decay",
     ),
     SelfModifying(
         name="self_modifying",
         family="self-modifying",
-        equation="eq. 83-91, dot product with the sign of descent",
-        summary="self-modifying Titans: k, v, eta, alpha from memories that rewrite themselves",
+        equation="M_i <- M_i (alpha_t I - eta_t k k^T) + eta_t grad <M_i(k), M_i(v)>  (eq. 83-91)",
+        summary="self-modifying Titans: k, v, eta, alpha are made by memories M_i that rewrite themselves",
     ),
     SelfModifying(
         name="self_modifying_literal",
@@ -146,8 +146,8 @@ _ROWS: list[Rule] = [
         objective="l2",
         projection_rate=1.0,
         output_scale=1.0,
-        equation="eq. 83-91 as printed (L2), bounded",
-        summary="self-modifying Titans with the L2 objective of eq. 88, all memories at one rate",
+        equation="M_i <- M_i (alpha_t I - eta_t k k^T) - eta_t grad 1/2 |M_i(k) - M_i(v)|^2  (eq. 83-91)",
+        summary="the same with the printed L2 objective, all memories at one rate; bounded",
     ),
 ]
 

@@ -31,7 +31,12 @@ GATES = ("eta", "alpha")  # memories with one output
 
 @dataclass(frozen=True, kw_only=True)
 class SelfModifying(MlpMemory):
-    """State per memory: NAME.w0 [B, H, hidden, d], NAME.w1 [B, H, d or 1, hidden]; eta, alpha: .skip [B, H, 1, d].
+    """``M_i <- M_i (alpha_t I - eta_t k k^T) + eta_t grad <M_i(k), M_i(v)>``, for memories that make k and v.
+
+    ``k = M_k(x_k)``, ``v = M_v(x_v)``, ``eta_t = 2 sigmoid(M_eta(x))``, ``alpha_t = sigmoid(M_alpha(x) + 8)``. The
+    target of each memory is what it makes of the value itself, a constant of its gradient (eq. 83-91).
+
+    State per memory: NAME.w0 [B, H, hidden, d], NAME.w1 [B, H, d or 1, hidden]; eta, alpha: .skip [B, H, 1, d].
 
     gates: "x" [B, H, T, d] the stream of the rates; "eta", "alpha" optional offsets (logits) to them; "beta" the
     logit of the momentum. ``static`` memories keep their start: the projections of the ablation.

@@ -50,7 +50,7 @@ _ROWS = [
     OptimizerInfo(
         name="adamuon",
         make=AdaMuon,
-        equation="W -= lr O / sqrt(v), O = NS(sign m)",
+        equation="O = NS(sign m), W -= lr O / sqrt(v)",
         summary="Muon with an element-wise second moment of its own steps",
         adamw_scale=True,
     ),
@@ -96,8 +96,8 @@ _ROWS = [
     OptimizerInfo(
         name="dmgd",
         make=DMGD,
-        equation="W += m(g), m an MLP  (eq. 50)",
-        summary="deep momentum gradient descent",
+        equation="W += lr m(g)  (eq. 50)",
+        summary="deep momentum gradient descent: the momentum m is an MLP",
     ),
 ]
 

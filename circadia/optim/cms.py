@@ -19,6 +19,8 @@ UNITS = ("step", "token")
 class CMS(Optimizer):
     """Any optimizer, stepping each parameter group when its period is over, on the gradients of the whole period.
 
+    ``W_t = W_{t-C} - eta sum_{i=t-C+1}^{t} grad L_i(W_{t-C})`` when a period of C is over (eq. 71).
+
     groups = periods(model, {"layers.0.*": 1, "layers.1.*": 512, "*": 2048})
     optimizer = CMS(torch.optim.AdamW(groups), unit="token")
     ...

@@ -18,7 +18,7 @@ Seen = dict[str, Tensor]
 
 
 class DGD(Base):
-    """W <- W (I - eta' C) - eta' G for the weights of `nn.Linear`; plain gradient descent for all other parameters.
+    """``W <- W (I - eta' C) - eta' G`` for the weights of `nn.Linear`; plain gradient descent for all other parameters.
 
     C is the mean of x x^T over the samples (tokens) since the last step, taken by hooks on the layers as the gradient
     flows back, G the gradient of the parameter. For G to be the mean of delta x^T the loss has to be a mean over

@@ -72,7 +72,9 @@ class DeepMomentum(Rule):
 
 
 class DMGD(RuleOptimizer):
-    """Gradient descent with deep momentum; see `DeepMomentum` for the equations and the choices.
+    """``W += lr |u| m(u / |u|)``, where u is the gradient and m an MLP that gradients are written into (eq. 50).
+
+    See `circadia.optim.dmgd.DeepMomentum` for what is written and for the choices.
 
     Its memory does not grow with the rows of a matrix: `hidden` x 2 x columns at depth 2.
     """

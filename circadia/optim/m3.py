@@ -15,7 +15,7 @@ from circadia.optim.rules import State
 
 
 class M3(Orthogonal):
-    """W -= lr (sum_i weight_i O_i) / sqrt(V + eps), where O_i is the orthogonalised momentum of level i.
+    """``W -= lr (sum_i w_i O_i) / sqrt(V + eps)``, with the orthogonalised momentum O_i of level i.
 
     A level takes in the gradients of its period at the end of it and is orthogonalised then; in between its O_i is
     stale, and a step costs no more than Muon's. See `circadia.optim.orthogonal.M3` for the equations.

@@ -12,9 +12,9 @@ from circadia.optim.rules import Momentum, Preconditioned, Rule
 
 
 class DeltaMomentum(RuleOptimizer):
-    """m = m (alpha - ghat^T ghat) + g, W -= lr m: a memory of gradients that replaces what it holds along g.
+    """``m = m (alpha - ghat^T ghat) + g, W -= lr m``: a memory of gradients that replaces what it holds along g.
 
-    ghat = g / |g|_F; `erase` weighs the ghat^T ghat term (1 as printed; see `rules.Momentum`), `side` is "row" as
+    ``ghat = g / |g|_F``; `erase` weighs the ghat^T ghat term (1 as printed; see `rules.Momentum`), `side` is "row" as
     printed in the long version or "column" as in the camera-ready. P is the identity.
     """
 
@@ -59,7 +59,7 @@ class DeltaMomentum(RuleOptimizer):
 
 
 class PreconditionedMomentum(RuleOptimizer):
-    """m = alpha m + g / (sqrt(v) + eps), W -= lr m: eq. 46-47 with Adam's v as preconditioner."""
+    """``m = alpha m + g / (sqrt(v) + eps), W -= lr m``: eq. 46-47 with Adam's v as preconditioner."""
 
     def __init__(
         self,

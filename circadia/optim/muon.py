@@ -57,9 +57,10 @@ class Orthogonal(Base):
 
 
 class Muon(Orthogonal):
-    """`torch.optim.Muon`, in batches, and for 3-D parameters too: each is a batch of matrices of its last two axes.
+    """``m = mu m + (1 - mu) g, W -= lr NS(mu m + (1 - mu) g)``: `torch.optim.Muon` (eq. 42), in batches.
 
-    A convolution is no such batch: give it to AdamW, as `build` does.
+    3-D parameters are welcome: each is a batch of matrices of its last two axes. A convolution is no such batch: give
+    it to AdamW, as `build` does.
 
     The products of Newton-Schulz are float32; `ns_dtype=torch.bfloat16` has torch's own precision, and is faster on a
     GPU.
@@ -117,7 +118,7 @@ class Muon(Orthogonal):
 
 
 class AdaMuon(Orthogonal):
-    """Muon on the signs of the momentum, divided by the running root mean square of its own steps.
+    """``O = NS(sign m), W -= lr O / sqrt(v)``: Muon on the signs, over the running root mean square of its own steps.
 
     The step of a matrix has a root mean square of 0.2, so learning rates and weight decay of AdamW fit.
     """

@@ -18,7 +18,7 @@ from circadia.optim.rules import Rule, State
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Learned(Rule):
-    """P <- P - zeta grad_P 1/2 |P ghat - g|^2 (eq. 39-41),  m <- alpha m + P^-1 g (eq. 38, 47),  W -= eta m.
+    """``P <- P - zeta grad_P 1/2 |P ghat - g|^2`` (eq. 39-41), ``m <- alpha m + P^-1 g`` (eq. 38, 47), ``W -= eta m``.
 
     The paper leaves ghat open: what P^-1 g shall become. Here it is the orthogonal matrix next to g, by Newton-Schulz,
     so that P learns (g g^T)^1/2, and without a past the step is Muon's. P is [k, k] for the smaller side k, starts
@@ -49,7 +49,10 @@ class Learned(Rule):
 
 
 class LearnedPreconditioner(RuleOptimizer):
-    """Descent along P^-1 g with a P that learns from the gradients; see `Learned` for the equations and the choices."""
+    """``P <- P - zeta grad 1/2 |P ghat - g|^2, m <- alpha m + P^-1 g, W -= lr m`` (eq. 38-41).
+
+    See `circadia.optim.preconditioner.Learned` for the choices.
+    """
 
     matrices_only = True
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from circadia import machine
 from circadia.train.sources import HeldOut, Source
 from circadia.train.tokens import Tokenizer
 
@@ -78,7 +79,7 @@ def encoded(
 
 def home() -> Path:
     """Where tokenized texts are kept between runs."""
-    return Path(os.environ.get("CIRCADIA_HOME") or Path.home() / ".circadia") / "tokens"
+    return machine.home() / "tokens"
 
 
 def prepare(source: Source, tokenizer: Tokenizer, rule: float | list[str], workers: int = 0) -> tuple[Corpus, Corpus]:
@@ -89,7 +90,12 @@ def prepare(source: Source, tokenizer: Tokenizer, rule: float | list[str], worke
         # Beside its place, then renamed: a reader sees all of it or nothing, whoever is killed, whoever comes first.
         temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(
+                f"prepared texts cannot be kept in {folder.parent} ({error}): set CIRCADIA_HOME"
+            ) from error
         try:
             _write(temporary, encoded(source, tokenizer, HeldOut(rule), workers), tokenizer.size)
             try:

@@ -61,7 +61,10 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             if wrong:
                 raise ValueError(f"{folder} was started with another {', '.join(wrong)}: a run cannot change it")
         if world.first:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"out={folder}: {error}: choose a folder that can be written with out=...") from error
             stack.enter_context(checkpoint.lock(folder))
         world.wait()
         return Run(config, folder, world, console if world.first else None).go()

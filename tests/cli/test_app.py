@@ -22,7 +22,7 @@ def test_help_tells_a_story():
     result = run("--help")
     assert result.exit_code == 0
     story = ["Look:", " doctor ", " levels ", "Build:", " train ", " retrofit ", "Live:", " chat ", " learner "]
-    story += ["Judge:", " eval "]
+    story += [" serve ", " key ", "Judge:", " eval "]
     order = [result.stdout.index(word) for word in story]
     assert order == sorted(order)
 

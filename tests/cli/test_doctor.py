@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,19 +80,36 @@ def test_compiler(tmp_path, monkeypatch):
 
 
 def test_places_follow_the_settings(tmp_path, monkeypatch):
-    for name in ("CIRCADIA_DATA", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+    for name in ("CIRCADIA_DATA", "CIRCADIA_STORE", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CIRCADIA_HOME", str(tmp_path / "new" / "store"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
-    data, store, cache = health.places()
+    data, store, texts, cache = health.places()
     assert (data["path"], data["writable"]) == (None, False)
-    assert (store["path"], store["exists"], store["writable"]) == (
+    assert store["path"] == str(tmp_path / "store")
+    assert (texts["path"], texts["exists"], texts["writable"]) == (
         str(tmp_path / "new" / "store"),
         False,
         True,
     )
     assert (cache["path"], cache["writable"]) == (str(tmp_path / "file" / "hub"), False)
+
+
+def test_without_a_home_texts_are_kept_among_the_temporary_files(tmp_path, monkeypatch):
+    for name in ("CIRCADIA_HOME", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").write_text("no folder: not even root can write below it")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    texts, cache = health.places()[2:]
+    assert Path(texts["path"]).parent == tmp_path and texts["writable"]
+    assert not cache["writable"]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "set HF_HUB_CACHE to a folder that can be written" in run().stdout
+    monkeypatch.setenv("HOME", str(tmp_path / "new"))
+    assert health.places()[2]["path"] == str(tmp_path / "new" / ".circadia")
 
 
 def test_fused_kernels_need_cuda_and_triton():
