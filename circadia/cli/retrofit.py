@@ -24,9 +24,10 @@ def retrofit(
         str, typer.Argument(metavar="SRC", help="A model's folder or Hub id; to export, a retrofit's folder.")
     ],
     target: Annotated[Path | None, typer.Argument(metavar="DST", help="The folder to write.")] = None,
-    periods: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens between updates, fastest first.")] = (
-        "512,2048,8192"
-    ),
+    periods: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Tokens between updates, fastest first; else the measured arrangement."),
+    ] = None,
     assign: Annotated[
         str,
         typer.Option(help="stacked, fast-first, fast-last, interleaved, or JSON: a list of layers a level, or a map."),
@@ -35,8 +36,8 @@ def retrofit(
     capacity: Annotated[Capacity, typer.Option(help="A whole delta, or pairs of low rank.")] = Capacity.full,
     rank: Annotated[int, typer.Option(help="Of a low-rank pair.")] = 16,
     optimizer: Annotated[str, typer.Option(help="gd, ngd, momentum, dgd, adamw or m3.")] = "gd",
-    rate: Annotated[float, typer.Option(help="Learning rate of every level.")] = 0.3,
-    decay: Annotated[float, typer.Option(help="Toward the slower level at each update.")] = 0.01,
+    rate: Annotated[float | None, typer.Option(help="Learning rate of every level.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Toward the slower level at each update.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens before a chunk that it sees.")] = None,
     all_weights: Annotated[bool, typer.Option("--all-weights", help="Every parameter, not the MLPs alone.")] = False,
     copy_base: Annotated[bool, typer.Option("--copy-base", help="Copy the base into DST; else name its path.")] = False,
@@ -65,8 +66,9 @@ def retrofit(
 
     settings: dict[str, Any] = {"assign": _assignment(assign), "layers": _layers(layers), "context": context}
     settings |= {"target": "all" if all_weights else "mlp", "capacity": capacity.value, "rank": rank}
-    settings |= {"optimizer": optimizer, "rate": rate, "decay": decay}
-    counts = [_number(part, "--periods") for part in periods.split(",")]
+    settings |= {"optimizer": optimizer}
+    settings |= {name: value for name, value in (("rate", rate), ("decay", decay)) if value is not None}
+    counts = None if periods is None else [_number(part, "--periods") for part in periods.split(",")]
     from circadia.cli import skeleton
 
     planned = make(skeleton.build(source), counts, **settings)  # what is wrong is said before weights are loaded

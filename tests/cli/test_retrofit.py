@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 from typer.testing import CliRunner
 
+import circadia
 from circadia.cli import app
 from circadia.models.retrofit import load
 from tests.models.retrofit.conftest import base_of, text
@@ -26,6 +27,15 @@ def test_dry_run_shows_the_levels_and_writes_nothing(source, tmp_path):
     assert done.exit_code == 0 and sorted(tmp_path.rglob("*")) == before
     for piece in ("memory 0 (full delta)", "16 tokens", "level 0: 1.15 k parameters of memory", "layers [0, 1]"):
         assert piece in done.output, piece
+
+
+def test_without_periods_it_is_what_python_makes(tmp_path):
+    base_of("llama", max_position_embeddings=512).save_pretrained(tmp_path / "source")
+    done = run(tmp_path / "source", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    made = circadia.retrofit(tmp_path / "out").settings.levels
+    assert made == circadia.retrofit(tmp_path / "source").settings.levels
+    assert [level.period for level in made] == [256, 1024] and made[0].rate != made[1].rate
 
 
 def test_from_a_folder_to_a_lora_a_delta_and_a_merged_model(source, tmp_path):

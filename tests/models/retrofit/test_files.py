@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import circadia
+from circadia.evals import read
 from circadia.models.retrofit import load
 from tests.models.retrofit.conftest import FAMILIES, base_of, same, text
 
@@ -175,3 +176,21 @@ def test_the_levels_view(tiny, tmp_path):
     assert "slow copy" in fast.leaves and "the base" in slow.leaves and math.isinf(rows["frozen weights"].period)
     assert view.parameters == sum(p.numel() for p in model.base.parameters())
     json.loads(view.to_json())
+
+
+def test_without_periods_it_is_the_arrangement_that_was_measured():
+    """The arm of `circadia eval read` that is the default; what is given is taken in its place."""
+    base = base_of("llama", max_position_embeddings=512)
+    arm = read.ARMS["2 levels slow one keeps"]
+    measured = circadia.retrofit(base, **arm.at(arm.rates[0]))
+    plain = circadia.retrofit(base)
+    ids = text(2100)
+    ours, theirs = (model.learn(ids, model.start()) for model in (plain, measured))
+    assert [one.surprise for one in ours[0].chunks] == [one.surprise for one in theirs[0].chunks]
+    assert [(level.period, level.updates) for level in ours[0].levels] == [(256, 8), (1024, 2)]
+    same(ours[1], theirs[1])
+    given = circadia.retrofit(base, rate=0.1, clip=None)
+    assert [(one.period, one.rate, one.clip, one.decay) for one in given.settings.levels] == [
+        (256, 0.1, None, 0.02),
+        (1024, 0.1, None, 0.002),
+    ]
