@@ -14,7 +14,7 @@ GREEK = {
 }  # fmt: skip
 LETTERS = {name: f"<mi>{letter}</mi>" for name, letter in GREEK.items()} | {
     "Delta": "<mi>Δ</mi>", "Theta": "<mi>Θ</mi>", "ell": "<mi>ℓ</mi>", "infty": "<mi>∞</mi>", "top": "<mo>⊤</mo>",
-    "ldots": "<mo>…</mo>",
+    "ldots": "<mo>…</mo>", "eps": "<mi>ε</mi>",
 }  # fmt: skip
 SIGNS = {
     "nabla": "∇", "grad": "∇", "sum": "∑", "prod": "∏", "cdot": "·", "odot": "⊙", "times": "×", "circ": "∘",
