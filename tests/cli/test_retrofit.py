@@ -36,6 +36,9 @@ def test_without_periods_it_is_what_python_makes(tmp_path):
     made = circadia.retrofit(tmp_path / "out").settings.levels
     assert made == circadia.retrofit(tmp_path / "source").settings.levels
     assert [level.period for level in made] == [256, 1024] and made[0].rate != made[1].rate
+    assert run(tmp_path / "source", tmp_path / "own", "--rate", "0.07", "--decay", "0.5").exit_code == 0
+    own = circadia.retrofit(tmp_path / "own").settings.levels
+    assert [(level.period, level.rate, level.decay) for level in own] == [(256, 0.07, 0.5), (1024, 0.07, 0.5)]
 
 
 def test_from_a_folder_to_a_lora_a_delta_and_a_merged_model(source, tmp_path):
