@@ -82,22 +82,43 @@ def run(
 
 
 @evals.command("list")
-def listed() -> None:
+def listed(
+    suite: Annotated[str | None, typer.Argument(metavar="[SUITE]", help="One of them, in full.")] = None,
+) -> None:
     """What there is, and what each suite needs."""
-    from rich import box
     from rich.console import Console
+
+    from circadia.evals import load
+
+    console = Console()
+    if suite is None:
+        console.print(_overview())
+        console.print(
+            "One in full, with its models and its time at every depth: circadia eval list SUITE", highlight=False
+        )
+        return
+    own = load(suite)
+    console.print(f"[bold]{own.name}[/]: {own.summary}", highlight=False)
+    console.print(f"data: {', '.join(own.needs.data) or 'none'}", highlight=False)
+    console.print(f"models: {', '.join(own.needs.models)}", highlight=False)
+    for depth, time in own.needs.time.items():
+        console.print(f"{depth}: {time}", highlight=False)
+
+
+def _overview():
+    from rich import box
     from rich.table import Table
 
     from circadia.evals import SUITES, load
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("suite", "what", "--data", "estimated time: quick and default on 2 cores, full on a GPU", "models"):
-        table.add_column(name, style="bold" if name == "suite" else None)
+    for name, width in (("suite", 11), ("what", None), ("--data", 12), ("--quick", 10)):
+        table.add_column(name, style="bold" if name == "suite" else None, width=width)
     for name in SUITES:
         own = load(name)
-        times = ", ".join(own.needs.time[depth] for depth in ("quick", "default", "full"))
-        table.add_row(name, own.summary, ", ".join(own.needs.data) or "-", times, ", ".join(own.needs.models))
-    Console().print(table)
+        quick = own.needs.time["quick"].partition(" (")[0].partition(" for ")[0]
+        table.add_row(name, own.summary, ", ".join(own.needs.data) or "-", quick)
+    return table
 
 
 @evals.command()

@@ -161,7 +161,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="babilong",
-    summary="BABILong (Fig. 9): facts of bAbI spread over books, streamed at the memory of one piece.",
+    summary="BABILong (Fig. 9): facts of bAbI spread over books, streamed at the memory of one piece",
     needs=Needs(
         data=("babi", "books"),
         time={"quick": "4 minutes", "default": "6 hours", "full": "a day (not timed)"},

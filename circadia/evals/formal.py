@@ -215,7 +215,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="formal",
-    summary="Formal languages (Table 5), word problems of groups, regular tasks: length generalization.",
+    summary="formal languages (Table 5), word problems of groups, regular tasks: length generalization",
     needs=Needs(
         data=(),
         time={"quick": "4 minutes", "default": "4 hours", "full": "a day (not timed)"},

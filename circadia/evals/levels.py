@@ -117,7 +117,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="levels",
-    summary="0 to 4 levels and how slow the slowest is (Fig. 7): four keys in a haystack, facts in a book.",
+    summary="0 to 4 levels and how slow the slowest is (Fig. 7): four keys in a haystack, facts in a book",
     needs=Needs(
         data=("books", "babi"),
         time={"quick": "3 minutes", "default": "12 hours (estimated)", "full": "days (not timed)"},

@@ -155,7 +155,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="lm",
-    summary="Bits per byte and perplexity (wikitext, LAMBADA), seven common-sense tasks (Table 2), of trained models.",
+    summary="bits per byte and perplexity (wikitext, LAMBADA), seven common-sense tasks (Table 2), of trained models",
     needs=Needs(
         data=("lm", "commonsense"),
         time={"quick": "2 minutes for 1M parameters", "default": "20 minutes", "full": "an hour (not timed)"},

@@ -197,7 +197,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="mad",
-    summary="MAD (Table 4): recall, noisy and fuzzy recall, selective copying, compression, memorization.",
+    summary="MAD (Table 4): recall, noisy and fuzzy recall, selective copying, compression, memorization",
     needs=Needs(
         data=(),
         time={"quick": "6 minutes", "default": "4 hours", "full": "8 hours (not timed)"},

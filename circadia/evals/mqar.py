@@ -147,7 +147,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="mqar",
-    summary="Multi-query recall against the bytes of the state; with overwritten keys, the last value counts.",
+    summary="multi-query recall against the bytes of the state; with overwritten keys, the last value counts",
     needs=Needs(
         data=(),
         time={"quick": "3 minutes", "default": "4 hours", "full": "2 hours (not timed)"},

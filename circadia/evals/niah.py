@@ -171,7 +171,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="niah",
-    summary="Needles in a haystack (Table 1): one, several keys, queries and values, up to 8 times the trained length.",
+    summary="needles in a haystack (Table 1): one, several keys, queries and values, up to 8 times the trained length",
     needs=Needs(
         data=("books",),
         time={"quick": "4 minutes", "default": "5 hours", "full": "2 hours (not timed)"},

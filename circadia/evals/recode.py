@@ -200,7 +200,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 SUITE = Suite(
     name="recode",
-    summary="Recall in which the code itself changes inside the sequence: shifted, swapped, other by context.",
+    summary="recall in which the code itself changes inside the sequence: shifted, swapped, other by context",
     needs=Needs(
         data=(),
         time={"quick": "3 minutes", "default": "6 hours", "full": "4 hours (not timed)"},

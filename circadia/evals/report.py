@@ -61,7 +61,7 @@ def page(path: Path) -> str:
     found, records = read(path)
     own = load(found["suite"])
     seconds = sum(one.seconds for one in records)
-    texts = [f"## {own.name}\n\n{own.summary}\n"]
+    texts = [f"## {own.name}\n\n{own.summary[0].upper()}{own.summary[1:]}.\n"]
     state = f"Depth {found['depth']}; {len(records)} runs, {_hours(seconds)}"
     if found["left"]:
         state += f"; **{found['left']} runs are still to be done**"

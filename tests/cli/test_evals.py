@@ -37,11 +37,15 @@ def test_the_list_shows_every_suite() -> None:
     result = run("list")
     assert result.exit_code == 0
     assert [name for name in SUITES if name not in result.output] == []
+    one = run("list", "read")
+    assert one.exit_code == 0 and "2 levels slow one keeps" in one.output and "domains" in one.output
+    assert "2 levels slow one keeps" not in result.output and "default: " in one.output
 
 
 def test_mistakes_are_one_line(tmp_path) -> None:
     for arguments, said in [
         (("nonsense",), "nonsense"),
+        (("list", "nonsense"), "nonsense"),
         (("formal", "--models", "gpt"), "gpt"),
         (("formal", "--quick", "--full"), "--quick"),
         (("formal", "--device", "toaster"), "toaster"),
