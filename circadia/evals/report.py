@@ -11,7 +11,14 @@ from circadia.evals import SUITES, load
 from circadia.evals.suite import Options, Record, Suite
 from circadia.files import write_whole
 
-HEAD = "<!-- Written by `circadia eval report` from the JSON files in {folder}/. Do not edit. -->\n\n# Results\n"
+HEAD = """<!-- Written by `circadia eval report` from the JSON files in {folder}/. Do not edit. -->
+
+# Results
+
+The command of a suite does its runs again; with `--resume` it goes on where it was stopped. In the place of its bases
+may stand any Hugging Face decoder: give `--base` its folder, and expect the time to grow with its parameters. What was
+made of these figures, and what failed, stands in [experiments.md](experiments.md).
+"""
 
 
 def write(own: Suite, options: Options, records: list[Record], left: int, out: Path) -> None:
@@ -20,12 +27,26 @@ def write(own: Suite, options: Options, records: list[Record], left: int, out: P
         "suite": own.name,
         "depth": options.depth,
         "left": left,  # runs that were known and not done
+        "command": _command(own, options),
         **_packed(records),
     }
     path = out / f"{own.name}.json"
     _replace(path, json.dumps(found, separators=(",", ":"), allow_nan=False).replace('{"run"', '\n{"run"') + "\n")
     _replace(out / f"{own.name}.md", page(path))
     own.plot(records, out / f"{own.name}.png")
+
+
+def _command(own: Suite, options: Options) -> str:
+    """Without the paths of this machine: of folders, their names."""
+    words = ["circadia eval", own.name]
+    words += [f"--{options.depth}"] if options.depth != "default" else []
+    for name, values in (("models", options.models), ("base", [folder.name for folder in options.bases]),
+                         ("hope", [folder.name for folder in options.hopes])):  # fmt: skip
+        text = ",".join(values)
+        words += [f"--{name}", f'"{text}"' if " " in text else text] if values else []
+    words += [f"--{name} {x}" for name in ("seeds", "steps") if (x := getattr(options, name)) is not None]
+    words += ["--data DIR"] if own.needs.data else []
+    return " ".join(words)
 
 
 def _packed(records: list[Record]) -> dict[str, Any]:
@@ -45,6 +66,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """A file of `write`: what stands in it, and its records."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"suite", "depth", "left", "command"} - found.keys():
+            raise ValueError(f"it has no {min(missing)}")
         places = found["places"]
         records = [
             Record(x["run"], x["scores"], x["seconds"], {**places[x["where"]], "time": x["time"]})
@@ -69,7 +92,7 @@ def page(path: Path) -> str:
         versions = ", ".join(f"{name} {x}" for name, x in place["versions"].items())
         machine = place["machine"]
         state += f"; {machine['processor']}, {machine['threads']} of {machine['cores']} cores, {versions}"
-    texts.append(state + ".\n")
+    texts += [state + ".\n", f"`{found['command']}`\n"]
     texts += [table.markdown() for table in own.table(records)]
     return "\n".join(texts)
 

@@ -86,13 +86,18 @@ def test_a_result_read_back_is_the_result(tmp_path) -> None:
 
 
 def test_the_page_is_made_of_the_results(tmp_path) -> None:
-    runner.evaluate(Toy().suite, Options(), tmp_path / "run", console=SILENT)
+    base = tmp_path / "my base"
+    base.mkdir()
+    (base / "config.json").touch()
+    asked = Options(models=("lstm", "2 levels"), seeds=3, bases=(base,))
+    runner.evaluate(Toy().suite, asked, tmp_path / "run", console=SILENT)
     with pytest.raises(ValueError, match="no result of a suite"):
         report.rebuild(tmp_path / "docs" / "results", tmp_path / "docs" / "results.md")
     report.add(tmp_path / "docs" / "results", [tmp_path / "run"])
     assert report.rebuild(tmp_path / "docs" / "results", tmp_path / "docs" / "results.md") == 1
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| 3 |" in page and "](results/formal.png)" in page
+    assert "| 3 |" in page and "](results/formal.png)" in page and str(tmp_path) not in page
+    assert '`circadia eval formal --models "lstm,2 levels" --base "my base" --seeds 3`' in page
     (tmp_path / "docs" / "results" / "formal.json").write_text("{}")
     with pytest.raises(ValueError, match=r"formal\.json"):
         report.rebuild(tmp_path / "docs" / "results", tmp_path / "docs" / "results.md")
