@@ -53,8 +53,8 @@ def retrofit(
     capacity   "full": a whole delta; "lowrank": pairs A, B of `rank`, in `slots` of which the first is in use
     gate       of the slots: "always" on; or "router": each adds g(x) B A x, with sigmoid g that learns when to
     optimizer  "gd", "ngd" (the gradient at norm 1), "momentum", "dgd", "adamw", "m3"; `options` are those of its rule
-    rate, clip, bound   learning rate; norm of the mean gradient over all matrices of the level; largest norm of a delta
-               as a fraction of its base matrix
+    rate, clip, bound   learning rate, if left out one that suits the optimizer; norm of the mean gradient over all
+               matrices of the level; largest norm of a delta as a fraction of its base matrix
     reduction  "mean" of the gradient over the tokens of a period, or their "sum" (eq. 71 as printed: the clipped mean
                times their number)
     anchor, decay       what a delta decays to, and by how much at each update. "slower": the next slower level. In a
@@ -74,7 +74,9 @@ def retrofit(
     if isinstance(model, RetrofitModel):
         raise ValueError("model is retrofitted already: pass its base, model.base")
     if periods is None:
-        levels = {**DEFAULT, **levels}
+        # Its rates are those of plain steps.
+        plain = levels.get("optimizer", "gd") == "gd"
+        levels = {**{name: x for name, x in DEFAULT.items() if plain or name != "rate"}, **levels}
         periods = levels.pop("periods")
     made = levels_of(periods_of(periods), levels)
     for level in made:

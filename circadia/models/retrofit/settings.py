@@ -9,6 +9,10 @@ from typing import Any
 from circadia.optim import check
 
 OPTIMIZERS = ("gd", "ngd", "momentum", "dgd", "adamw", "m3")
+# Where no rate is given, for whole deltas and for low rank: of those tried on legal text and code, what gained without
+# ever costing more than it gained; docs/retrofit.md.
+RATES = {"gd": (0.3, 0.3), "ngd": (0.3, 0.3), "dgd": (0.3, 0.3), "momentum": (0.03, 0.1), "adamw": (3e-4, 3e-3),
+         "m3": (1e-3, 3e-3)}  # fmt: skip
 CAPACITIES = ("full", "lowrank")
 ANCHORS = ("slower", "base", None)
 GATES = ("always", "router")
@@ -127,6 +131,8 @@ def levels_of(periods: Sequence[int], given: Mapping[str, Any]) -> tuple[LevelSe
             raise ValueError(f"{name}={value!r} has {len(value)} entries for {len(periods)} periods: give one for each")
     for i, period in enumerate(periods):
         own = {name: value[i] if isinstance(value, (list, tuple)) else value for name, value in given.items()}
+        if own.get("optimizer") in RATES:
+            own.setdefault("rate", RATES[own["optimizer"]][own.get("capacity") == "lowrank"])
         made.append(LevelSettings(period=period, **own))
     if made[0].feed == "faster":
         raise ValueError(

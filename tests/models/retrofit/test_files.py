@@ -194,3 +194,5 @@ def test_without_periods_it_is_the_arrangement_that_was_measured():
         (256, 0.1, None, 0.02),
         (1024, 0.1, None, 0.002),
     ]
+    other = circadia.retrofit(base, optimizer="adamw")
+    assert [(one.rate, one.decay) for one in other.settings.levels] == [(3e-4, 0.02), (3e-4, 0.002)]

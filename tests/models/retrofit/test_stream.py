@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from circadia.models.retrofit import reference
+from circadia.models.retrofit import reference, retrofit
+from circadia.models.retrofit.settings import CAPACITIES, OPTIMIZERS
 from tests.models.retrofit.conftest import same, text
 
 SETTINGS = {
@@ -79,6 +80,26 @@ def test_any_split_leaves_the_same_bits(tiny, name):
         assert parts == report.chunks
     assert whole["stream/pending"].numel() == 37 % model.settings.chunk
     assert int(whole["clock/tokens"]) == 37 - 37 % model.settings.chunk
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_rate_that_nobody_gave_suits_the_optimizer(optimizer, capacity):
+    """On the bundled base: a text told again is learned, and one with nothing in it to learn is not ruined."""
+    if (optimizer, capacity) == ("dgd", "lowrank"):
+        pytest.skip("refused")
+    model = retrofit("bundled", periods=[64], context=0, anchor="base", optimizer=optimizer, capacity=capacity)
+    again = torch.tensor(list(b"The last ferry to Skarn leaves at eight. " * 20))
+    noise = torch.randint(32, 127, (512,), generator=torch.Generator().manual_seed(0))
+    gain = 0.02 if optimizer == "dgd" else 0.3  # it takes away what it writes over: little at any rate
+    for tokens, least in ((again, gain), (noise, 0.0)):
+        frozen = mean(model.score(tokens, model.start()))
+        learned = mean(model.learn(tokens, model.start())[0])
+        assert learned < frozen - least
+
+
+def mean(report):
+    return sum(chunk.surprise * chunk.tokens for chunk in report.chunks) / sum(c.tokens for c in report.chunks)
 
 
 def test_a_saved_state_goes_on_as_if_nothing_had_happened(tiny, tmp_path):
