@@ -43,6 +43,14 @@ CLONED, CHOSEN = "ReST-EM", "ReST-EM + selection"
 ARMS = (*FLOORS, "in context", "TTT", "TTT full", RANDOM, "trials", DREAMING, LONG, CLONED, CHOSEN)
 # Per cent of tries that are right, of a model of 1B parameters: SEAL's paper; Sleep's, table 4.
 PUBLISHED = {"in context": "0; 0", RANDOM: "20; 10", CLONED: "72.5; 72.5", CHOSEN: "-; 80", ORACLE: "100; -"}
+SIZES: tuple[dict[str, int], ...] = (
+    {"side": 6, "tokens": 260, "tested": 8, "practice": 4, "width": 64, "layers": 3, "mlp": 256, "steps": 600,
+     "rank": 8, "examples": 16, "edits": 3, "candidates": 8, "tries": 6, "views": 4},
+    {"side": 10, "tokens": 512, "tested": 16, "practice": 8, "width": 96, "layers": 4, "mlp": 384, "steps": 2000,
+     "rank": 16, "examples": 32, "edits": 4, "candidates": 12, "tries": 8, "views": 8},
+    {"side": 10, "tokens": 1024, "tested": 40, "practice": 12, "width": 128, "layers": 4, "mlp": 448, "steps": 10_000,
+     "rank": 16, "examples": 64, "edits": 5, "candidates": 60, "tries": 15, "views": 8},
+)  # fmt: skip
 SCORES = ("exact", "two", "sized", "cells", "forced", "nats")
 
 Attempt = tuple[Teacher | Student, int, dict[str, Any]]  # who answers, the steps it took, what is told of it
@@ -50,17 +58,10 @@ Attempt = tuple[Teacher | Student, int, dict[str, Any]]  # who answers, the step
 
 def runs(options: Options, done: list[Record]) -> list[Run]:
     tasks, listed = _read(options.folder("arc_agi"))
-    common = options.pick(
-        {"side": 6, "tokens": 260, "tested": 8, "practice": 4, "width": 64, "layers": 3, "mlp": 256, "steps": 600,
-         "rank": 8, "examples": 16, "edits": 3, "candidates": 8, "tries": 6, "views": 4},
-        {"side": 10, "tokens": 512, "tested": 16, "practice": 8, "width": 96, "layers": 4, "mlp": 384, "steps": 2000,
-         "rank": 16, "examples": 32, "edits": 4, "candidates": 12, "tries": 8, "views": 8},
-        {"side": 10, "tokens": 1024, "tested": 40, "practice": 12, "width": 128, "layers": 4, "mlp": 448,
-         "steps": 10_000, "rank": 16, "examples": 64, "edits": 5, "candidates": 60, "tries": 15, "views": 8},
-    )  # fmt: skip
+    common = dict(options.pick(*SIZES))
     common["steps"] = options.steps or common["steps"]
-    _split(tasks, listed, common)  # refuses what is too little
     arms = options.chosen(ARMS, ARMS)
+    _split(tasks, listed, common)  # refuses what is too little
     if LONG in arms:  # as long as dreaming took
         arms = tuple(arm for arm in ARMS if arm in {*arms, DREAMING})
     known = {key(one.run): one.scores for one in done}
@@ -229,7 +230,7 @@ def attempts(run: Run, lab: Lab, task: Puzzle) -> list[Attempt]:
             one |= {"importance": values[i], "by": "chance" if place == run["edits"] - 1 else "importance"}
         trials.append((one["after"], i, one))
     steps = sum(drawn[i].steps(count) for i in picked)
-    told = {"edit": None, "trials": [one for _, _, one in trials]}
+    told: dict[str, Any] = {"edit": None, "trials": [one for _, _, one in trials]}
     _, best, one = min(trials, key=lambda x: x[:2])
     if not one["reward"]:  # none helped: it stays as it was
         return [(Teacher(lab.low, None), steps, told)]
@@ -299,10 +300,10 @@ def table(records: list[Record]) -> list[Table]:
     parts = {name: len(part) for name, part in records[0].scores["split"].items()}
     notes = [
         f"{parts['test']} tasks of ARC-AGI-1 whose grids are {first['side']} x {first['side']} at most, with "
-        f"{first['tokens']} tokens at most; the base was trained on {parts['base']} others, policy and rates were found "
-        f"on {parts['practice']} more. Several edits of an arm, each applied by itself, count as their mean. Size "
-        "given: each cell behind the true ones before it. Nats of a token of the true answer. Pass@2: two grids that "
-        f"{first['views']} views voted for.",
+        f"{first['tokens']} tokens at most; the base was trained on {parts['base']} others, policy and rates were "
+        f"found on {parts['practice']} more. Several edits of an arm, each applied by itself, count as their mean. "
+        "Size given: each cell behind the true ones before it. Nats of a token of the true answer. Pass@2: two grids "
+        f"that {first['views']} views voted for.",
         "Published: tries that are right, of Llama-3.2-1B on 8 tasks chosen because it can solve them; not comparable.",
     ]
     notes += _cost(records)

@@ -94,8 +94,6 @@ def examples(pairs: Sequence[Pair], edit: Edit, count: int, chance: random.Rando
         if edit.order:
             chance.shuffle(others)
         seen = grids.view(chance, edit.turns, edit.colours)
-        if not edit.colours:
-            seen = grids.View(seen.turn)
         found.append(labelled(seen.pairs([*others, pairs[last]]), edit.tokens))
     return found
 
