@@ -162,7 +162,7 @@ def _base(
     return fit.fit(net, loss, fit.Recipe(steps, 2e-3, decay=0.01))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # one arm of each seed comes when all others are done
 def _lab(run: str, folder: Path, device: str) -> Lab:
     return Lab(json.loads(run), folder, device)
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_views_are_all_of_the_square_and_undo_themselves() -> None:
         one = View(turn, (0, 2, 3, 1, 5, 4, 6, 7, 8, 9))
         assert one.back(one.seen(ODD)) == ODD
     assert View(0, (0, 2, 3, 1, 5, 4, 6, 7, 8, 9)).seen(ODD) == ((0, 2, 3), (1, 5, 4))
-    pair = (ODD, grids.turned(ODD, 2))
+    pair = (((1, 1, 2), (0, 3, 1)), ((2, 1), (1, 1), (4, 0)))  # reflections have other names than turns
     assert {grids.canonical((one.seen(pair[0]), one.seen(pair[1]))) for one in seen} == {grids.canonical(pair)}
     assert grids.canonical((ODD, ODD)) != grids.canonical(pair)
 
@@ -123,6 +125,7 @@ def test_nothing_of_the_test_is_trained_on_not_even_turned_and_recoloured(data) 
         2,
         5,
     ]
+    assert grids.split(tasks, listed, 3, 120, 1, 2)["test"] == ["t3", "t5"]  # SEAL's are tested however few are
     # Copies of one task of each part under other names: turned, recoloured, in another order, one pair only.
     other = View(5, (9, 2, 3, 1, 5, 4, 6, 7, 8, 0))
     copies = {}
@@ -270,20 +273,27 @@ def test_answers_are_counted_and_malformed_ones_are_wrong(net, monkeypatch) -> N
     assert half["forced"] == pytest.approx(sum(share) / 2)
 
 
-def test_an_answer_ends_where_it_says_so(net) -> None:
+def test_an_answer_ends_where_it_says_so() -> None:
     """Rows of two lengths, decoded together and to their END, are what each says alone."""
+
+    def counts(ids, past_key_values=None, use_cache=True):
+        return SimpleNamespace(logits=torch.nn.functional.one_hot((ids + 1) % 16, 16).float())
+
+    counts.config = SimpleNamespace(get_text_config=SimpleNamespace)
+    counting = SimpleNamespace(model=SimpleNamespace(base=counts, device=torch.device("cpu")))
+    counting.wearing = lambda: nullcontext(counts)
+    say = lambda starts, **given: sample(counting, torch.tensor(starts)[:, None], 4, None, 0.0, **given).tolist()  # noqa: E731
+    assert say([5, 9], end=7) == [[5, 6, 7, 7, 7], [9, 10, 11, 12, 13]]
+    assert say([5, 9, 6], batch=1, end=7) == [[5, 6, 7, 7, 7], [9, 10, 11, 12, 13], [6, 7, 7, 7, 7]]
+    assert say([5, 6], end=7) == [[5, 6, 7], [6, 7, 7]]  # nothing more is asked
+    assert say([5]) == [[5, 6, 7, 8, 9]]
     model = retrofit(edits_net(2), [64], capacity="lowrank", rank=2, slots=1, gate="always")
     who = Teacher(model, None)
     prompts = [grids.question(puzzle(f"t{i}").shown[: 1 + i % 2], puzzle(f"t{i}").asked[0][0]) for i in range(8)]
     alone = [sample(who, torch.tensor([x]), 12, torch.Generator(), 0.0)[0, len(x) :].tolist() for x in prompts]
-    end = alone[0][2]  # whatever it says there
-    whole = sample(who, torch.tensor(prompts[::2]), 12, torch.Generator(), 0.0, batch=3, end=end)[:, len(prompts[0]) :]
-    for row, own in zip(whole.tolist(), alone[::2]):
-        cut = own.index(end) + 1 if end in own else len(own)
-        assert row[:cut] == own[:cut] and set(row[cut:]) <= {end}
-    assert edits.greedy(who, prompts, 12) == [
-        own[: own.index(END) + 1] + [END] * (12 - own.index(END) - 1) if END in own else own for own in alone
-    ]
+    cut = [own[: own.index(END) + 1] if END in own else own for own in alone]
+    found = edits.greedy(who, prompts, 12)
+    assert [own[: own.index(END) + 1] if END in own else own for own in found] == cut
 
 
 def test_arms_from_end_to_end(data, tmp_path, monkeypatch) -> None:
@@ -358,9 +368,13 @@ def test_what_helped_most_in_practice_is_cloned(net, monkeypatch) -> None:
     assert policy.table["colours"] == (1 / 6, 5 / 6) and all(edit.colours for edit in best)
     assert policy.table["rate"] == Policy.cloned(best).table["rate"]
     tried.clear()
+    offered = []
+    select = edits.selected
+    monkeypatch.setattr(edits, "selected", lambda *given: offered.append(given[2]) or select(*given))
     how = Dreaming(select="greats", keep=3, random=1, candidates=16, eta=1.0)
     edits.practised(model, tasks, 4, 4, how, "0", Meter())
-    assert len(tried) == 8  # of 32
+    assert [len(own) for own in offered] == [16, 16] and len(tried) == 8
+    assert all(edit in own for own, part in zip(offered, (tried[:4], tried[4:])) for edit in part)
 
 
 def test_data_that_are_missing_are_refused(data) -> None:
