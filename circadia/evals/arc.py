@@ -303,7 +303,7 @@ def table(records: list[Record]) -> list[Table]:
         f"{first['tokens']} tokens at most; the base was trained on {parts['base']} others, policy and rates were "
         f"found on {parts['practice']} more. Several edits of an arm, each applied by itself, count as their mean. "
         "Size given: each cell behind the true ones before it. Nats of a token of the true answer. Pass@2: two grids "
-        f"that {first['views']} views voted for.",
+        f"that {first['views']} views voted for. What selection costs is in the seconds, not in the steps.",
         "Published: tries that are right, of Llama-3.2-1B on 8 tasks chosen because it can solve them; not comparable.",
     ]
     notes += _cost(records)
