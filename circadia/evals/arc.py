@@ -383,7 +383,7 @@ SUITE = Suite(
     summary="SEAL's protocol on small ARC tasks: test-time training, self-edits, dreaming, ReST-EM",
     needs=Needs(
         data=("arc_agi",),
-        time={"quick": "4 minutes", "default": "1.5 hours (not run)", "full": "a day (not run)"},
+        time={"quick": "3 minutes", "default": "1.5 hours (not run)", "full": "a day (not run)"},
         models=ARMS,
     ),
     runs=runs,
