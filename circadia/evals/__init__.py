@@ -24,6 +24,7 @@ SUITES = {
     "personal": "circadia.evals.personal",
     "facts": "circadia.evals.facts",
     "incorporate": "circadia.evals.incorporate",
+    "arc": "circadia.evals.arc",
     "sleep": "circadia.evals.sleep",
     "recall": "circadia.evals.recall",
     "context": "circadia.evals.context",

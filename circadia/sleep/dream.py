@@ -164,7 +164,12 @@ def _loss(student: Student, rows: Sequence[Tensor], given: Sequence[int], meter:
 
 def gradient(student: Student, row: Tensor, given: int, meter: Meter) -> Tensor:
     """Of one text, as one vector."""
-    found = torch.autograd.grad(_loss(student, [row], [given], meter), student.leaves, allow_unused=True)
+    return flat(student, _loss(student, [row], [given], meter))
+
+
+def flat(student: Student, loss: Tensor) -> Tensor:
+    """The gradient of a loss with respect to all that is trained, as one vector."""
+    found = torch.autograd.grad(loss, student.leaves, allow_unused=True)
     return torch.cat(
         [torch.zeros_like(x).flatten() if g is None else g.flatten() for x, g in zip(student.leaves, found)]
     )
@@ -197,9 +202,16 @@ def importance(
         return torch.tensor(shares), None
     student = Student(model, state, [], _fresh(model, how, seed))
     own = torch.stack([gradient(student, row, 1, meter) for row in rows])
-    if how.select == "norm":
+    wanted = None
+    if how.select != "norm":
+        wanted = torch.stack([gradient(student, p.tokens, p.cue, meter) for p in task.probes]).mean(0)
+    return worth(own, wanted, how)
+
+
+def worth(own: Tensor, wanted: Tensor | None, how: Dreaming) -> tuple[Tensor, Tensor | None]:
+    """Importance of gradients [n, size] by that of the task, which the norm does without; and how they overlap."""
+    if wanted is None or how.select == "norm":
         return own.norm(dim=1), None
-    wanted = torch.stack([gradient(student, p.tokens, p.cue, meter) for p in task.probes]).mean(0)
     if how.select == "influence":
         fisher = own.square().mean(0)
         return own @ (wanted / (fisher + fisher.mean().clamp_min(1e-12))), None
