@@ -30,12 +30,12 @@ class Report:
     sizes: dict[str, Any] = field(default_factory=dict)
     stopped_by_budget: bool = False
     cut: float | None = None  # where time ended it: the same work as a budget ends it there again
-    chosen: list[Window] = field(default_factory=list, repr=False)  # the windows gone over; not told
+    kept: list[list[Window]] = field(default_factory=list, repr=False)  # by night, for the next ones; not told
     cost: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {n: _plain(x) for n, x in asdict(replace(self, chosen=[])).items() if n != "chosen"}
+        return {n: _plain(x) for n, x in asdict(replace(self, kept=[])).items() if n != "kept"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":

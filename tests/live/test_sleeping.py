@@ -69,14 +69,15 @@ def test_a_night_is_one_version_with_a_report(store, either):
 
 def test_nights_are_those_of_circadia_sleep(store, base):
     """Two days and their nights by hand: state, journal and the self after the night before."""
-    me, state, slept = make(store, base, "ana", gate=False), base.start(), None
+    me, state, slept, kept = make(store, base, "ana", gate=False), base.start(), None, []
     for number, text in enumerate((LONG, B + A)):
         me.observe(text)
         me.sleep(SHORT.but(older="slept"))
         ids = torch.tensor(list(text.encode()))
         state = base.learn(ids, state)[1]
-        settings = SHORT.but(older="slept")
-        state = slept = sleep(base, state, [Entry(ids, "user", 1.0)], settings, seed=number, slept=slept)[0]
+        given = {"settings": SHORT.but(older="slept"), "seed": number, "slept": slept, "earlier": kept}
+        state, report = sleep(base, state, [Entry(ids, "user", 1.0)], **given)
+        slept, kept = state, report.kept
         assert differing({n: x for n, x in me.state.items() if not n.startswith(("text/", "slept/"))}, state) == []
 
 
