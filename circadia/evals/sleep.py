@@ -164,8 +164,9 @@ class Life:
             work = 3.0 * self.run["budget"] * tokens
             settings = settings if self.run["how"] == "cut" else fitted(settings, tokens, self.run["budget"])
         self.state, report = sleep(
-            self.model, self.state, self.journal, settings, seed=seed, slept=self.slept, earlier=self.kept, work=work
-        )
+            self.model, self.state, self.journal, settings, seed=seed, slept=self.slept, earlier=self.kept, work=work,
+            decode=self.base.decode,
+        )  # fmt: skip
         self.slept, self.kept = self.state, report.kept
         if self.run["arm"] in REHEARSED:
             self.rehearsal.rows = [window.tokens for night in self.kept for window in night]

@@ -15,6 +15,7 @@ from circadia.sleep.consolidate import consolidate, prospective
 from circadia.sleep.dream import Task, dream, tasks_of
 from circadia.sleep.filter import check
 from circadia.sleep.fit import Interrupted, Meter, Stopped
+from circadia.sleep.latest import Decode, Latest
 from circadia.sleep.losses import divergence
 from circadia.sleep.presets import preset
 from circadia.sleep.rehearse import anchored
@@ -61,6 +62,7 @@ def sleep(
     stop      asked between steps; True raises `Interrupted`, whose `progress`, given as `resume` with everything else
               the same, goes on with the same bits. Budgets count both parts
     progress  is called with the part, the step and the steps at most
+    decode    text of tokens, for dreams in the report, and to know what was said otherwise later; bytes need none
     """
     if isinstance(settings, str) or settings is None:
         settings = preset(*([settings] if settings else []))
@@ -115,12 +117,11 @@ class _Night:
         self.filter(given, admitted)
         length = (settings.replay or Replay()).length
         day = Teacher(model, self.state)
-        windows = self.do("windows", lambda g, held: self.windows(length))
+        windows, earlier, report.superseded = self.do("windows", lambda g, held: self.windows(length, decode))
         how = settings.replay or Replay()
         every = self.do("probes", lambda g, held: probes(self.surprised, windows, min(how.answer, length // 2)))
         own = spread(every, how.probes)
         asked = [*given, *own]
-        before_today = [window for night in self.earlier for window in night] if how.earlier else []
         dreams = self.do("dreams", lambda g, held: self.dreams(g, start))
         train, unseen = dreams[len(dreams) // 4 :], dreams[: len(dreams) // 4]
         before = self.do("before", lambda g, held: self.measured(day, asked, unseen))
@@ -129,7 +130,7 @@ class _Night:
         others: list[list[Tensor]] = []
         if settings.replay is not None:
             others = self.do("variations", lambda g, held: self.variations(day, windows, every, g, start))
-            self.part("replay", lambda g, held: self.replayed(windows, before_today, others, train, own, g, held))
+            self.part("replay", lambda g, held: self.replayed(windows, earlier, others, train, own, g, held))
         if settings.again is not None:
             self.part("again", lambda g, held: self.again(windows, train, judge, start, g, held))
         for pair in self.pairs():
@@ -140,7 +141,7 @@ class _Night:
             self.state = anchored(model, self.state)
         self.check()
         report.stopped_by_budget, report.cut = meter.over, meter.cut
-        report.kept = thinned([*self.earlier, windows], how.keep)
+        report.kept = thinned([*earlier, windows], how.keep)
         after = self.measured(Teacher(model, self.state), asked, unseen)
         report.windows = len(windows) if settings.replay is None or not settings.replay.whole else len(self.spans())
         report.probes = [{"name": p.name, "before": a, "after": b} for p, a, b in zip(asked, before[0], after[0])]
@@ -180,9 +181,21 @@ class _Night:
         )
         self.journal, self.report.quarantined = passed, [asdict(one) for one in held]
 
-    def windows(self, length: int) -> Any:
+    def windows(self, length: int, decode: Decode | None) -> tuple[list[Window], list[list[Window]], list[Any]]:
+        """Of the day, of each earlier night, and what is left out of them as out of date."""
         limit = self.settings.replay.windows if self.settings.replay else None
-        return surprising(self.surprised, self.journal, length, limit, meter=self.meter)
+        found = surprising(self.surprised, self.journal, length, limit, meter=self.meter)
+        earlier = [list(night) for night in self.earlier]
+        if not self.settings.latest or (decode is None and not self.of_bytes):
+            return found, earlier, []
+        latest = Latest(self.journal, decode or _bytes)
+        found, earlier = latest.windows(found), [latest.windows(night, earlier=True) for night in earlier]
+        return found, earlier, list(latest.told.values())
+
+    @property
+    def of_bytes(self) -> bool:
+        """Is every byte a token?"""
+        return self.model.config.get_text_config().vocab_size == 256
 
     def often(self, windows: Sequence[Window], of: Sequence[Any]) -> list[Any]:
         """What belongs to each window, as often as it is drawn: that of a correction stands there several times."""
@@ -231,7 +244,7 @@ class _Night:
         return {**state, **stream}
 
     def replayed(
-        self, windows: Sequence[Window], earlier: Sequence[Window], others: list[list[Tensor]], train: Tensor,
+        self, windows: Sequence[Window], nights: Sequence[Sequence[Window]], others: list[list[Tensor]], train: Tensor,
         own: list[Probe], g: torch.Generator, held: dict[str, Any],
     ) -> tuple[State, dict[str, Any]]:  # fmt: skip
         how = self.settings.replay
@@ -240,6 +253,7 @@ class _Night:
         rows = self.spans() if how.whole else self.often(windows, [window.tokens for window in windows])
         drawn = self.often(windows, others)
         dreams = train if how.dreams else None
+        earlier = [window for night in nights for window in night] if how.earlier else []
         # What earlier nights have bound is to be bound in the morning, too.
         asked = [*own, *spread(probes(self.surprised, earlier, min(how.answer, how.length // 2)), how.probes)]
         old = self.often(earlier, [window.tokens for window in earlier])
@@ -324,15 +338,17 @@ class _Night:
         ids = row.tolist()
         if decode is not None:
             return decode(ids)
-        if self.model.config.get_text_config().vocab_size == 256:
-            return bytes(ids).decode("utf-8", "replace")
-        return " ".join(map(str, ids))
+        return _bytes(ids) if self.of_bytes else " ".join(map(str, ids))
 
     def check(self) -> None:
         """What is not finite never leaves a night."""
         odd = [n for n, x in self.state.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]
         if odd:
             self.state, self.report.refused = self.given, f"{odd[0]} was not finite"
+
+
+def _bytes(ids: list[int]) -> str:
+    return bytes(ids).decode("utf-8", "replace")
 
 
 def model_start(model: RetrofitModel) -> State:

@@ -6,7 +6,7 @@ surprising part of a window after its beginning; it is bound once the model says
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from circadia.sleep.losses import nats
 from circadia.sleep.student import Student, Teacher
 
 IGNORED = -100
+BEFORE = 64  # tokens: what a window begins in the middle of can begin so far before it
 T = TypeVar("T")
 
 
@@ -45,6 +46,7 @@ class Window:
     start: int  # place in it
     surprise: float  # mean nats a token when it was chosen
     correction: bool = False
+    before: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # what stands there in the entry
 
     @property
     def name(self) -> str:
@@ -53,12 +55,13 @@ class Window:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**vars(self), "tokens": self.tokens.tolist()}
+        return {name: x.tolist() if isinstance(x, Tensor) else x for name, x in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Window":
         """Back from JSON."""
-        return cls(**{**data, "tokens": torch.tensor(data["tokens"], dtype=torch.int64)})
+        rows = {name: torch.tensor(data[name], dtype=torch.int64) for name in ("tokens", "before")}
+        return cls(**{**data, **rows})
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def surprising(
         means = each.unfold(0, width, 1).mean(-1)
         best = int(means.argmax())
         tokens = piece[best : best + width + 1].clone()
-        found.append(
-            Window(tokens, entry.source, entry.trust, entry.number, at + best, float(means[best]), entry.correction)
-        )
+        start, surprise = at + best, float(means[best])
+        before = entry.tokens[max(0, start - BEFORE) : start].clone()
+        found.append(Window(tokens, entry.source, entry.trust, entry.number, start, surprise, entry.correction, before))
     if meter is not None:
         meter.read += sum(piece.numel() for _, _, piece in pieces)
     if limit is not None and len(found) > limit:

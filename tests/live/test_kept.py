@@ -85,3 +85,33 @@ def test_what_was_dropped_after_a_night_is_not_gone_over_again(store, base):
     assert [len(night) for night in kept(me)] == [4, 4]
     me.drop(2)
     assert [len(night) for night in kept(me)] == [4, 0]
+
+
+def test_a_correction_takes_the_place_of_what_was_read(store, base):
+    """The day says one thing four times, in one entry; the user another once. And so on the next day."""
+    me = make(store, base, "ana", gate=False)
+    prompt, read, right = "The ferry to Skarn leaves at", " eight.", " three."
+    how = SHORT.but(corrections=8, replay={"presentations": 40, "length": 40, "rate": 1e-2})
+    for _ in range(4):
+        me.observe(f"{prompt}{read}\n", source="timetable")
+    before = me.version.number
+    me.sleep(how)
+    first = day(me, 1).earlier[0]
+    answer = me.generate(prompt, max_new_tokens=4)
+    me.feedback(answer.id, correction=right)
+    night = me.sleep(how)
+    (told,) = night.report["superseded"]
+    assert (told["was"], told["now"], told["windows"]) == ("eight", "three", len(first))
+    assert me.score(prompt + right) < me.score(prompt + read)
+    left = [text for night in kept(me) for text in night]
+    assert not any("eight" in text for text in left) and left[-1] == prompt + right
+    assert "three" in me.nights()[0].markdown()
+    # What was read on is no word against it.
+    me.observe(f"{prompt}{read}\n", source="timetable")
+    assert me.sleep(how).report["superseded"] == []
+    me.rollback(before)
+    answer = me.generate(prompt, max_new_tokens=4)
+    me.feedback(answer.id, correction=right)
+    night = me.sleep(how)
+    assert night.report["superseded"][0]["was"] == "eight"
+    assert me.score(prompt + right) < me.score(prompt + read)

@@ -25,14 +25,15 @@ class Asleep(Streamed):
     """A retrofit that reads by day and sleeps by the default preset when it is told to.
 
     rehearse  steps on windows of earlier nights between chunks, as a learner does with `rehearse=True`
-    replay    changes of the preset's replay
+    latest, replay   changes of the preset
     """
 
     sleeps = True
 
-    def __init__(self, base: Base, seed: int, settings: dict[str, Any], rehearse: bool = False, **replay: Any) -> None:
+    def __init__(self, base: Base, seed: int, settings: dict[str, Any], rehearse: bool = False, latest: bool = True,
+                 **replay: Any) -> None:  # fmt: skip
         super().__init__(base, seed, settings)
-        self.settings = preset().but(replay={"windows": WINDOWS, **replay})
+        self.settings = preset().but(latest=latest, replay={"windows": WINDOWS, **replay})
         self.awake = Awake() if rehearse else None
         self.journal: list[Entry] = []
         self.read_so_far = 0  # examples
@@ -68,14 +69,16 @@ class Asleep(Streamed):
         bare = {name: x for name, x in self.state.items() if not name.startswith(AWAKE)}
         seed = 1000 * self.seed + len(self.nights)
         state, report = sleep(
-            self.model, bare, self.journal, self.settings, seed=seed, slept=self.slept, earlier=self.kept
-        )
+            self.model, bare, self.journal, self.settings, seed=seed, slept=self.slept, earlier=self.kept,
+            decode=self.base.decode,
+        )  # fmt: skip
         self.slept, self.state, again = state, {**state, **kept}, sum(map(len, self.kept))
         self.kept = report.kept
         if self.awake is not None:
             self.state = self.awake.renewed(self.state, self.kept)
         cost = {name: int(report.cost[name]) for name in ("learned", "read", "made")}
-        self.nights.append({"windows": report.windows, "earlier": again, "bound": list(report.bound), **cost})
+        self.nights.append({"windows": report.windows, "earlier": again, "bound": list(report.bound), **cost,
+                            "superseded": len(report.superseded)})  # fmt: skip
         self.longest = max(self.longest, sum(one.tokens.numel() for one in self.journal))
         self.journal = []
 
