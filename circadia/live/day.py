@@ -63,8 +63,8 @@ def day(me: "Learner", days: int | None) -> Day:
     from circadia.live.quarantine import folded
 
     line = lived(me)
-    told_before = reports(me.store, me.name, line)
-    nights = [told["night"] for told in told_before]
+    before = reports(me.store, me.name, line)
+    nights = [told["night"] for told in before]
     border = 0 if days is None or len(nights) < days else nights[-days]
     kept = folded(me, line)
     away = {n for one in kept.values() if one.status != "admitted" for n in one.members}
@@ -72,7 +72,7 @@ def day(me: "Learner", days: int | None) -> Day:
     found = Day(admitted=sorted(one.number for one in kept.values() if one.status == "admitted"))
     found.earlier = [
         [Window.from_dict(one) for one in night if one["number"] <= border and one["number"] not in away]
-        for night in (told_before[-1].get("kept", []) if told_before else [])  # older reports have none
+        for night in (before[-1].get("kept", []) if before else [])  # older reports have none
     ]
     some: list[tuple[Experience, str]] = []
     for one in line:

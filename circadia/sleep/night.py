@@ -36,7 +36,7 @@ from circadia.sleep.windows import (
     spread,
     surprising,
     thinned,
-)  # fmt: skip
+)
 from circadia.sleep.words import questions, variations
 
 
