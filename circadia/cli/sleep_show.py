@@ -24,6 +24,8 @@ def told(done: Any) -> list[str]:
         return ["nothing to sleep on was observed since the last night: nothing was changed"]
     if done.action == "stopped":
         return ["stopped: nothing was changed; --resume takes the night up again"]
+    from circadia.sleep.report import superseded  # torch comes with it
+
     report = done.report
     lines = [summary(report)]
     lines += [f"  moved: {text}" for text in report["moved"]]
@@ -32,6 +34,7 @@ def told(done: Any) -> list[str]:
         f"  held back: {one['number']} ({one['source']}): {one['reason']}; {one['detail']}"
         for one in report["quarantined"]
     ]
+    lines += [f"  said otherwise later: {superseded(one)}" for one in report.get("superseded", [])]
     cost = report["cost"]
     cut = ": the budget ended it" if report["stopped_by_budget"] else ""
     tokens = f"learned {cost['learned']:,} tokens, read {cost['read']:,}, made {cost['made']:,}"

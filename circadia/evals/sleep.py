@@ -27,19 +27,17 @@ from circadia.evals.suite import Needs, Options, Record, Run, Suite, Table
 from circadia.evals.tuning import group
 from circadia.models.retrofit import RetrofitModel, retrofit
 from circadia.models.retrofit.state import State
-from circadia.sleep import DEFAULT, PRESETS, Entry, Rehearsal, fitted, preset, sleep
+from circadia.sleep import DEFAULT, PRESETS, Entry, Rehearsal, Window, fitted, preset, sleep
 from circadia.sleep.pool import PARTS
 from circadia.sleep.rehearse import read
-from circadia.sleep.student import Teacher
-from circadia.sleep.windows import surprising
 
 CHUNK = 256
 RATE = 0.3  # of the waking rule: the best for reading, see suite `read`
 REHEARSED = {"rehearsal alone": "no-sleep", f"{DEFAULT}, rehearsed": DEFAULT}  # awake, windows of the days before
 ARMS = (*PRESETS, *REHEARSED)
 SHOWN = ("no-sleep", "inner-steps", "fine-tune", "rehearsal alone", "self-generated", "literal-seeding", "two-teacher",
-         "journal-replay-unguarded", DEFAULT, f"{DEFAULT}, rehearsed")  # fmt: skip
-QUICK = ("no-sleep", DEFAULT)
+         "journal-replay-unguarded", "day-alone", DEFAULT, f"{DEFAULT}, rehearsed")  # fmt: skip
+QUICK = ("no-sleep", "day-alone", DEFAULT)
 PRESENTATIONS = (3.0, 6.0, 12.0, 25.0)  # of the arms of `cost`; the default's are the preset's
 BUDGETS = (0.5, 2.0, 8.0)  # in days of reading
 HOW = ("cut", "fitted")
@@ -137,6 +135,7 @@ class Life:
             self.settings = self.settings.but(replay={"presentations": run["presentations"], "enough": 2.0})
         self.rehearsal = Rehearsal([], seed=run["seed"])
         self.journal: list[Entry] = []
+        self.kept: list[list[Window]] = []  # of earlier nights
         self.evenings: list[dict[str, Any]] = []
         self.mornings: list[dict[str, Any]] = []
         self.nights: list[dict[str, Any]] = []
@@ -159,18 +158,18 @@ class Life:
 
     def night(self, seed: int) -> None:
         begin = time.perf_counter()
-        if self.run["arm"] in REHEARSED:
-            rows = [window.tokens for window in surprising(Teacher(self.model, self.slept), self.journal, 56)]
-            self.rehearsal.rows = [*self.rehearsal.rows, *rows]
         settings, work = self.settings, None
         if "budget" in self.run:
             tokens = sum(entry.tokens.numel() for entry in self.journal)
             work = 3.0 * self.run["budget"] * tokens
             settings = settings if self.run["how"] == "cut" else fitted(settings, tokens, self.run["budget"])
         self.state, report = sleep(
-            self.model, self.state, self.journal, settings, seed=seed, slept=self.slept, work=work
-        )
-        self.slept = self.state
+            self.model, self.state, self.journal, settings, seed=seed, slept=self.slept, earlier=self.kept, work=work,
+            decode=self.base.decode,
+        )  # fmt: skip
+        self.slept, self.kept = self.state, report.kept
+        if self.run["arm"] in REHEARSED:
+            self.rehearsal.rows = [window.tokens for night in self.kept for window in night]
         self.seconds["night"] += time.perf_counter() - begin
         cost = {name: int(report.cost[name]) for name in ("learned", "read", "made")}
         self.nights.append(

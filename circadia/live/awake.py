@@ -2,7 +2,7 @@
 
 What is rehearsed is in the state, so that reading stays a function of the state and of what is read:
 
-    awake/windows   tokens of windows, -1 behind their end, int64 [n, longest]; a night puts its own there
+    awake/windows   tokens of windows, -1 behind their end, int64 [n, longest]; a night puts those there that it keeps
     awake/counts    since the first night: chunks, tokens read, tokens rehearsed, steps
 """
 
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State
 from circadia.sleep.rehearse import step
+from circadia.sleep.windows import Window, thinned
 
 NONE = -1
 
@@ -25,7 +25,7 @@ class Awake:
     """A step of `level` on `count` windows after every so many chunks.
 
     budget    bounds what is rehearsed, as a share of the tokens that were read
-    windows   of all nights together that are kept: with more, every night keeps its share
+    windows   of all nights together that are rehearsed at most: with more, every night keeps its share
 
     Every second chunk and six windows are what kept the facts of a night through 50 KB of other text, for about 65 %
     more gradient work (docs/experiments.md).
@@ -59,12 +59,9 @@ class Awake:
         if levels[self.level].optimizer == "dgd":
             raise ValueError("rehearse: optimizer='dgd' learns from one stream alone: give another level or rule")
 
-    def renewed(self, state: State, rows: Sequence[Tensor]) -> State:
-        """With the windows of a night. Of too many, every so many-th is kept, old and new alike."""
-        old = list(state["awake/windows"]) if "awake/windows" in state else []
-        every = [*old, *rows]
-        if len(every) > self.windows:
-            every = [every[i * len(every) // self.windows] for i in range(self.windows)]
+    def renewed(self, state: State, kept: Sequence[Sequence[Window]]) -> State:
+        """With the windows that a night hands on."""
+        every = [window.tokens for night in thinned(kept, self.windows) for window in night]
         whole = torch.full((len(every), max((row.numel() for row in every), default=0)), NONE)
         for i, row in enumerate(every):
             whole[i, : row.numel()] = row

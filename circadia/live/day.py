@@ -12,7 +12,7 @@ import torch
 
 from circadia.live import commits
 from circadia.models.retrofit.build import positions
-from circadia.sleep import Entry, Probe, Task
+from circadia.sleep import Entry, Probe, Task, Window
 
 if TYPE_CHECKING:
     from circadia.live.journal import Experience
@@ -30,6 +30,7 @@ class Day:
     members: dict[int, list[int]] = field(default_factory=dict)  # experiences of an entry, by its number
     tasks: list[Task] = field(default_factory=list)  # out of corrections
     admitted: list[int] = field(default_factory=list)
+    earlier: list[list[Window]] = field(default_factory=list)  # of the nights before, without those of the day
 
     @property
     def tokens(self) -> int:
@@ -62,12 +63,17 @@ def day(me: "Learner", days: int | None) -> Day:
     from circadia.live.quarantine import folded
 
     line = lived(me)
-    nights = [told["night"] for told in reports(me.store, me.name, line)]
+    before = reports(me.store, me.name, line)
+    nights = [told["night"] for told in before]
     border = 0 if days is None or len(nights) < days else nights[-days]
     kept = folded(me, line)
     away = {n for one in kept.values() if one.status != "admitted" for n in one.members}
     again = {n for one in kept.values() if one.status == "admitted" and one.decided > border for n in one.members}
     found = Day(admitted=sorted(one.number for one in kept.values() if one.status == "admitted"))
+    found.earlier = [
+        [Window.from_dict(one) for one in night if one["number"] <= border and one["number"] not in away]
+        for night in (before[-1].get("kept", []) if before else [])  # older reports have none
+    ]
     some: list[tuple[Experience, str]] = []
     for one in line:
         if one.number in away or (one.number <= border and one.number not in again):

@@ -150,7 +150,7 @@ def through(
     slept = {n.removeprefix("slept/"): x for n, x in me.state.items() if n.startswith("slept/level")}
     state, report = night_of(
         me.model, bare, today.entries, Settings.from_dict(told["settings"]),
-        seed=nights if told["seed"] is None else told["seed"], slept=slept or None,
+        seed=nights if told["seed"] is None else told["seed"], slept=slept or None, earlier=today.earlier,
         probes=asked(me, guard.read(told["probes"])), tasks=today.tasks, admitted=today.admitted, seconds=seconds,
         work=_work(told, today), stop=stop, progress=tell, resume=kept,
         decode=me.reader.words.decode if me.reader.words.name is not None else None,
@@ -158,7 +158,7 @@ def through(
     state = {**me.state, **state, "slept/nights": torch.tensor(nights + 1)}
     state |= {f"slept/{name}": x for name, x in state.items() if _memory(name)}
     if me.reader.awake is not None:
-        state = me.reader.awake.renewed(state, [window.tokens for window in report.chosen])
+        state = me.reader.awake.renewed(state, report.kept)
     return Lived(state, report, today)
 
 
@@ -171,11 +171,12 @@ def replay(me: "Learner", told: Mapping[str, Any], number: int) -> None:
 
 
 def _wake(me: "Learner", lived: Lived, night: int) -> None:
-    """The night's self, and its report in the journal: it has words of the day in it."""
+    """The night's self, and its report and windows in the journal: they have words of the day in them."""
     assert me._writer is not None
     at, report = position(me.state), lived.report.to_dict()
     held = [{**one, "members": lived.day.members[one["number"]]} for one in report["quarantined"]]
-    payload = commits.pack({"op": "report", "night": night, "report": report, "quarantined": held})
+    kept = [[window.to_dict() for window in one] for one in lived.report.kept]
+    payload = commits.pack({"op": "report", "night": night, "report": report, "quarantined": held, "kept": kept})
     noted = me._writer.remember(payload, "sleep", 1.0, at, at, "report").number
     me.unsaved.experiences.append(noted)
     me.unsaved.noted.append(noted)

@@ -14,9 +14,9 @@ FEWEST = 8
 def fitted(settings: Settings, tokens: int, days: float) -> Settings:
     """Settings for a day of so many tokens, whose night costs at most so many times what reading the day did.
 
-    In tokens, those learned three times, as budgets count. Reading the day once more, to find what surprises, is a
-    third of a day already; where nothing is left for a window, the night has none. For replay alone; what is said more
-    often, as corrections are, comes on top.
+    In tokens, those learned three times, as budgets count, as if there were windows of earlier nights. Reading the day
+    once more, to find what surprises, is a third of a day already; where nothing is left for a window, the night has
+    none. For replay alone; what is said more often, as corrections are, comes on top.
     """
     others = {"again": settings.again, "seeding": settings.seeding, "dreaming": settings.dreaming}
     odd = next((f"{name}={part!r:.40}" for name, part in others.items() if part is not None), None)
@@ -34,10 +34,11 @@ def fitted(settings: Settings, tokens: int, days: float) -> Settings:
     price, long = 3.0 * days * tokens, settings.dream_length
     dreams = max(FEWEST, min(settings.dreams, int(DREAMS * price / (2 * long))))
     guarded = how.dreams * (long - 1) if how.guard else 0
-    step = 3 * (how.rows * how.length + guarded) + guarded * (how.distance != "ce")
+    step = 3 * ((how.rows + how.earlier) * how.length + guarded) + guarded * (how.distance != "ce")
     window = how.presentations / how.rows * step
     window += 2 * how.length  # its probe, in the evening and in the morning, and every `every` steps
-    window += how.presentations / how.rows / how.every * how.probes * how.length
+    # Those of earlier nights, of which there may be as many probes.
+    window += how.presentations / how.rows / how.every * how.probes * (2 if how.earlier else 1) * how.length
     window += 6 * how.variations * TRIES * how.length  # said after it, and read with it and without
     left = price - tokens - 2 * dreams * long
     most = max(0, int(left / window))

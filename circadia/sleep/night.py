@@ -15,6 +15,7 @@ from circadia.sleep.consolidate import consolidate, prospective
 from circadia.sleep.dream import Task, dream, tasks_of
 from circadia.sleep.filter import check
 from circadia.sleep.fit import Interrupted, Meter, Stopped
+from circadia.sleep.latest import Decode, Latest
 from circadia.sleep.losses import divergence
 from circadia.sleep.presets import preset
 from circadia.sleep.rehearse import anchored
@@ -24,13 +25,25 @@ from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Judge, seed, texts
 from circadia.sleep.settings import Settings
 from circadia.sleep.student import Student, Teacher, written
-from circadia.sleep.windows import Entry, Probe, Window, probes, said, scores, share_bound, spread, surprising
+from circadia.sleep.windows import (
+    Entry,
+    Probe,
+    Window,
+    probes,
+    said,
+    scores,
+    share_bound,
+    spread,
+    surprising,
+    thinned,
+)
 from circadia.sleep.words import questions, variations
 
 
 def sleep(
     model: RetrofitModel, state: State, journal: Sequence[Entry], settings: Settings | str | None = None, *,
-    seed: int = 0, slept: State | None = None, probes: Sequence[Probe] = (), tasks: Sequence[Task] = (),
+    seed: int = 0, slept: State | None = None, earlier: Sequence[Sequence[Window]] = (),
+    probes: Sequence[Probe] = (), tasks: Sequence[Task] = (),
     admitted: Sequence[int] = (), judge: Judge | None = None, start: int | None = None,
     seconds: float | None = None, work: float | None = None, stop: Callable[[], bool] | None = None,
     progress: Callable[[str, int, int], None] | None = None, resume: Mapping[str, Any] | None = None,
@@ -42,12 +55,14 @@ def sleep(
     settings  of the night, or the name of a preset
     slept     the self after the last night: what it would find surprising is gone over, and with older="slept" it
               holds what must stay. None: the base
+    earlier   windows of the nights before, as the last one's report has them: `report.kept`
     probes, tasks   beside those that are made from the journal; admitted: entries that the filter lets pass
     seconds, work   budgets: when one is used up, the night ends with what it has. Work is counted in tokens, read or
                     made 1, learned 3
     stop      asked between steps; True raises `Interrupted`, whose `progress`, given as `resume` with everything else
               the same, goes on with the same bits. Budgets count both parts
     progress  is called with the part, the step and the steps at most
+    decode    text of tokens, for dreams in the report, and to know what was said otherwise later; bytes need none
     """
     if isinstance(settings, str) or settings is None:
         settings = preset(*([settings] if settings else []))
@@ -63,7 +78,7 @@ def sleep(
     meter = Meter(seconds, work, stop, progress)
     for name, value in kept.get("counts", {}).items():
         setattr(meter, name, value)
-    night = _Night(model, state, entries, settings, seed, slept, meter, kept)
+    night = _Night(model, state, entries, settings, seed, slept, earlier, meter, kept)
     try:
         return night.run(probes, tasks, admitted, judge, start, decode)
     except Stopped:
@@ -75,10 +90,10 @@ class _Night:
 
     def __init__(
         self, model: RetrofitModel, state: State, journal: list[Entry], settings: Settings, seed: int,
-        slept: State | None, meter: Meter, kept: dict[str, Any],
+        slept: State | None, earlier: Sequence[Sequence[Window]], meter: Meter, kept: dict[str, Any],
     ) -> None:  # fmt: skip
         self.model, self.state, self.journal, self.settings, self.meter = model, state, journal, settings, meter
-        self.given, self.seed = state, seed
+        self.given, self.seed, self.earlier = state, seed, earlier
         self.done: dict[str, Any] = dict(kept.get("done", {}))
         self.held: dict[str, dict[str, Any]] = dict(kept.get("held", {}))
         self.older = Teacher(model, slept if settings.older == "slept" else None)
@@ -102,7 +117,7 @@ class _Night:
         self.filter(given, admitted)
         length = (settings.replay or Replay()).length
         day = Teacher(model, self.state)
-        windows = self.do("windows", lambda g, held: self.windows(length))
+        windows, earlier, report.superseded = self.do("windows", lambda g, held: self.windows(length, decode))
         how = settings.replay or Replay()
         every = self.do("probes", lambda g, held: probes(self.surprised, windows, min(how.answer, length // 2)))
         own = spread(every, how.probes)
@@ -115,7 +130,7 @@ class _Night:
         others: list[list[Tensor]] = []
         if settings.replay is not None:
             others = self.do("variations", lambda g, held: self.variations(day, windows, every, g, start))
-            self.part("replay", lambda g, held: self.replayed(windows, others, train, own, g, held))
+            self.part("replay", lambda g, held: self.replayed(windows, earlier, others, train, own, g, held))
         if settings.again is not None:
             self.part("again", lambda g, held: self.again(windows, train, judge, start, g, held))
         for pair in self.pairs():
@@ -125,7 +140,8 @@ class _Night:
         if settings.anchor and self.state is not self.given:
             self.state = anchored(model, self.state)
         self.check()
-        report.stopped_by_budget, report.cut, report.chosen = meter.over, meter.cut, list(windows)
+        report.stopped_by_budget, report.cut = meter.over, meter.cut
+        report.kept = thinned([*earlier, windows], how.keep)
         after = self.measured(Teacher(model, self.state), asked, unseen)
         report.windows = len(windows) if settings.replay is None or not settings.replay.whole else len(self.spans())
         report.probes = [{"name": p.name, "before": a, "after": b} for p, a, b in zip(asked, before[0], after[0])]
@@ -165,14 +181,25 @@ class _Night:
         )
         self.journal, self.report.quarantined = passed, [asdict(one) for one in held]
 
-    def windows(self, length: int) -> Any:
+    def windows(self, length: int, decode: Decode | None) -> tuple[list[Window], list[list[Window]], list[Any]]:
+        """Of the day, of each earlier night, and what is left out of them as out of date."""
         limit = self.settings.replay.windows if self.settings.replay else None
-        return surprising(self.surprised, self.journal, length, limit, meter=self.meter)
+        found = surprising(self.surprised, self.journal, length, limit, meter=self.meter)
+        earlier = [list(night) for night in self.earlier]
+        if not self.settings.latest or (decode is None and not self.of_bytes):
+            return found, earlier, []
+        latest = Latest(self.journal, decode or _bytes)
+        found, earlier = latest.windows(found), [latest.windows(night, earlier=True) for night in earlier]
+        return found, earlier, list(latest.told.values())
+
+    @property
+    def of_bytes(self) -> bool:
+        """Is every byte a token?"""
+        return self.model.config.get_text_config().vocab_size == 256
 
     def often(self, windows: Sequence[Window], of: Sequence[Any]) -> list[Any]:
         """What belongs to each window, as often as it is drawn: that of a correction stands there several times."""
-        own = {entry.number for entry in self.journal if entry.correction}
-        return [x for w, x in zip(windows, of) for _ in range(self.settings.corrections if w.number in own else 1)]
+        return [x for w, x in zip(windows, of) for _ in range(self.settings.corrections if w.correction else 1)]
 
     def variations(
         self, day: Teacher, windows: Sequence[Window], every: Sequence[Probe], g: torch.Generator, start: int | None
@@ -217,8 +244,8 @@ class _Night:
         return {**state, **stream}
 
     def replayed(
-        self, windows: Sequence[Window], others: list[list[Tensor]], train: Tensor, own: list[Probe],
-        g: torch.Generator, held: dict[str, Any],
+        self, windows: Sequence[Window], nights: Sequence[Sequence[Window]], others: list[list[Tensor]], train: Tensor,
+        own: list[Probe], g: torch.Generator, held: dict[str, Any],
     ) -> tuple[State, dict[str, Any]]:  # fmt: skip
         how = self.settings.replay
         assert how is not None
@@ -226,12 +253,20 @@ class _Night:
         rows = self.spans() if how.whole else self.often(windows, [window.tokens for window in windows])
         drawn = self.often(windows, others)
         dreams = train if how.dreams else None
-        told = replay(student, rows, dreams, self.older, own, how, g, self.meter, held, drawn)
+        earlier = [window for night in nights for window in night] if how.earlier else []
+        # What earlier nights have bound is to be bound in the morning, too.
+        asked = [*own, *spread(probes(self.surprised, earlier, min(how.answer, how.length // 2)), how.probes)]
+        old = self.often(earlier, [window.tokens for window in earlier])
+        told = replay(student, rows, dreams, self.older, asked, how, g, self.meter, held, drawn, old)
         if not how.whole:
             told["windows"] = len(windows)
         if how.variations:
             told["variations"] = sum(map(len, others))
-        return student.state(), {**told, "moved": f"{told['windows']} windows of the journal into {self.settings.into}"}
+        moved = f"{told['windows']} windows of the journal into {self.settings.into}"
+        if earlier:
+            told["earlier"] = len(earlier)
+            moved += f", beside {len(earlier)} of earlier nights"
+        return student.state(), {**told, "moved": moved}
 
     def again(
         self, windows: Any, train: Tensor, judge: Judge | None, start: int | None, g: torch.Generator,
@@ -303,15 +338,17 @@ class _Night:
         ids = row.tolist()
         if decode is not None:
             return decode(ids)
-        if self.model.config.get_text_config().vocab_size == 256:
-            return bytes(ids).decode("utf-8", "replace")
-        return " ".join(map(str, ids))
+        return _bytes(ids) if self.of_bytes else " ".join(map(str, ids))
 
     def check(self) -> None:
         """What is not finite never leaves a night."""
         odd = [n for n, x in self.state.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]
         if odd:
             self.state, self.report.refused = self.given, f"{odd[0]} was not finite"
+
+
+def _bytes(ids: list[int]) -> str:
+    return bytes(ids).decode("utf-8", "replace")
 
 
 def model_start(model: RetrofitModel) -> State:

@@ -25,8 +25,9 @@ _ONE = Settings(replay=Replay())
 PRESETS: dict[str, Settings] = {
     "no-sleep": Settings(anchor=False),
     "inner-steps": Settings(inner=12, anchor=False),
-    "fine-tune": Settings(replay=Replay(whole=True, dreams=0, rate=1e-3), anchor=False),
+    "fine-tune": Settings(replay=Replay(whole=True, dreams=0, earlier=0, rate=1e-3), anchor=False),
     "journal-replay": _ONE,
+    "day-alone": _ONE.but(replay={"earlier": 0}),
     "journal-replay-unguarded": _ONE.but(replay={"dreams": 0}),
     "self-generated": Settings(again=Seeding(sources=("nothing", "prefixes"), alpha=1.0, older=1.0, on_policy=0.0)),
     "literal-seeding": Settings(seeding=Seeding(sources=("nothing",))),

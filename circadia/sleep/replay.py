@@ -26,6 +26,9 @@ class Replay:
 
     presentations  of each window at most; less where the probes are bound before
     rows, dreams   of windows and of the older self's dreams in a step; dreams=0: nothing guards what was known
+    earlier        windows of earlier nights in a step, beside the `rows` of the day, so that their number does not make
+                   a night longer; 0: the day alone, which wipes out what the nights before have bound
+    keep           windows that a night hands on to the next ones, of all nights together
     guard          weight of the dreams
     distance       how far from the older self: "forward", "reverse", "jsd"; "ce": its dreams are learned as they are
     enough, bound  the night's learning ends when this share of the probes costs at most `bound` nats a token
@@ -37,6 +40,8 @@ class Replay:
     windows: int | None = None  # at most, the most surprising; None: one of each span
     presentations: float = 50.0
     rows: int = 16
+    earlier: int = 8
+    keep: int = 256
     dreams: int = 4
     guard: float = 1.0
     distance: str = "forward"
@@ -54,7 +59,7 @@ class Replay:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        for name in ("presentations", "guard", "rate", "bound", "dreams", "variations"):
+        for name in ("presentations", "guard", "rate", "bound", "dreams", "variations", "earlier", "keep"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must not be below 0")
         if self.distance not in ("forward", "reverse", "jsd", "ce"):
@@ -66,9 +71,9 @@ class Replay:
 def replay(
     student: Student, rows: list[Tensor], dreams: Tensor | None, older: Teacher | None, probes: list[Probe],
     how: Replay, generator: torch.Generator, meter: Meter, held: dict[str, Any],
-    others: Sequence[Sequence[Tensor]] = (),
+    others: Sequence[Sequence[Tensor]] = (), earlier: Sequence[Tensor] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the student; what came of it. `others` are variations of each row."""
+    """Train the student; what came of it. `others` are variations of each row, `earlier` rows of earlier nights."""
     if not rows:
         return {"steps": 0, "refused": 0, "windows": 0, "bound": share_bound([], how.bound)}
     steps = max(1, round(how.presentations * len(rows) / how.rows))
@@ -82,8 +87,10 @@ def replay(
         return [rows[i], *others[i]][int(torch.randint(1 + len(others[i]), (1,), generator=generator))]
 
     def loss() -> Tensor:
-        drawn = torch.randint(len(rows), (how.rows,), generator=generator).tolist()
-        ids, labels = (x.to(device) for x in batch([shown(i) for i in drawn]))
+        some = [shown(i) for i in torch.randint(len(rows), (how.rows,), generator=generator).tolist()]
+        if earlier and how.earlier:
+            some += [earlier[i] for i in torch.randint(len(earlier), (how.earlier,), generator=generator).tolist()]
+        ids, labels = (x.to(device) for x in batch(some))
         meter.learned += ids.numel()
         value = over_sequences(nats(student.logits(ids), labels), (labels != IGNORED).float())
         if guarded:

@@ -19,6 +19,7 @@ class Report:
     refused: str = ""  # why nothing was changed, if so
     entries: int = 0
     quarantined: list[dict[str, Any]] = field(default_factory=list)
+    superseded: list[dict[str, Any]] = field(default_factory=list)  # what was said otherwise later, see latest.py
     windows: int = 0
     parts: list[dict[str, Any]] = field(default_factory=list)  # what each part did, in order
     moved: list[str] = field(default_factory=list)  # from where to where
@@ -30,12 +31,12 @@ class Report:
     sizes: dict[str, Any] = field(default_factory=dict)
     stopped_by_budget: bool = False
     cut: float | None = None  # where time ended it: the same work as a budget ends it there again
-    chosen: list[Window] = field(default_factory=list, repr=False)  # the windows gone over; not told
+    kept: list[list[Window]] = field(default_factory=list, repr=False)  # by night, for the next ones; not told
     cost: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {n: _plain(x) for n, x in asdict(replace(self, chosen=[])).items() if n != "chosen"}
+        return {n: _plain(x) for n, x in asdict(replace(self, kept=[])).items() if n != "kept"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
@@ -69,6 +70,7 @@ class Report:
         lines += _list(
             "Held back", [f"{q['number']} ({q['source']}): {q['reason']}; {q['detail']}" for q in self.quarantined]
         )
+        lines += _list("Said otherwise later", [superseded(one) for one in self.superseded])
         lines += _list("Parts", [", ".join(f"{k} {_number(v)}" for k, v in part.items()) for part in self.parts])
         if self.probes:
             lines += ["", "## Probes", "", "| probe | before | after |", "| --- | --- | --- |"]
@@ -79,6 +81,12 @@ class Report:
     def html(self) -> str:
         """The same page for a browser, without anything from elsewhere."""
         return page(self.markdown())
+
+
+def superseded(one: Mapping[str, Any]) -> str:
+    """A line: what is gone over no more, and what was said in its place."""
+    now, was = (f"{one['beginning']}{one[end]}" for end in ("now", "was"))
+    return f"{one['entry']}: {was!r}; {one['by']}: {now!r}"
 
 
 def page(text: str) -> str:

@@ -40,6 +40,7 @@ class Settings:
     corrections   a correction is gone over so many times as often as what was read: somebody meant it. At 1 five nights
               of five undid one that was said twice, where the day had said something else ten times; at 10 not (one
               case, and one in tests/live/test_sleeping.py)
+    latest    of two tellings with one beginning and two ends only the later is gone over, see latest.py
     ask       tokens that stand between a window and what the self says about it, such as those of "In other words:" for
               a base that follows instructions; (): the one that a text begins with
     anchor    decay leads to the slept weights afterwards
@@ -60,6 +61,7 @@ class Settings:
     dreams: int = 128
     dream_length: int = 108
     corrections: int = 10
+    latest: bool = True
     ask: tuple[int, ...] = ()
     anchor: bool = True
 

@@ -5,8 +5,9 @@ chunk, each by itself, and of each span the `length` tokens of the highest mean 
 surprising part of a window after its beginning; it is bound once the model says it from what stands before it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from circadia.sleep.losses import nats
 from circadia.sleep.student import Student, Teacher
 
 IGNORED = -100
+BEFORE = 64  # tokens: what a window begins in the middle of can begin so far before it
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,23 @@ class Window:
     number: int  # of the entry
     start: int  # place in it
     surprise: float  # mean nats a token when it was chosen
+    correction: bool = False
+    before: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # what stands there in the entry
 
     @property
     def name(self) -> str:
         """Its probe has the same."""
         return f"{self.number}:{self.start}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: x.tolist() if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Window":
+        """Back from JSON."""
+        rows = {name: torch.tensor(data[name], dtype=torch.int64) for name in ("tokens", "before")}
+        return cls(**{**data, **rows})
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,9 @@ def surprising(
         means = each.unfold(0, width, 1).mean(-1)
         best = int(means.argmax())
         tokens = piece[best : best + width + 1].clone()
-        found.append(Window(tokens, entry.source, entry.trust, entry.number, at + best, float(means[best])))
+        start, surprise = at + best, float(means[best])
+        before = entry.tokens[max(0, start - BEFORE) : start].clone()
+        found.append(Window(tokens, entry.source, entry.trust, entry.number, start, surprise, entry.correction, before))
     if meter is not None:
         meter.read += sum(piece.numel() for _, _, piece in pieces)
     if limit is not None and len(found) > limit:
@@ -124,9 +141,25 @@ def probes(who: Teacher, chosen: Sequence[Window], answer: int) -> list[Probe]:
     return found
 
 
-def spread(found: list[Probe], limit: int) -> list[Probe]:
+def spread(found: Sequence[T], limit: int) -> list[T]:
     """At most so many, from all over the day."""
-    return found if len(found) <= limit else [found[i * len(found) // limit] for i in range(limit)]
+    return list(found) if len(found) <= limit else [found[i * len(found) // limit] for i in range(limit)]
+
+
+def thinned(nights: Sequence[Sequence[T]], limit: int) -> list[list[T]]:
+    """At most so many of all nights together: of each as many as of another, and what is over of the latest. Where not
+    each can have one, the latest have.
+    """
+    some = [list(night) for night in nights if night][-limit:] if limit else []
+    most = max(map(len, some), default=0)
+    while sum(min(len(night), most) for night in some) > limit:
+        most -= 1
+    over, found = limit - sum(min(len(night), most) for night in some), []
+    for night in reversed(some):
+        one_more = int(over > 0 and len(night) > most)
+        over -= one_more
+        found.append(spread(night, most + one_more))
+    return found[::-1]
 
 
 def scores(who: Teacher | Student, asked: Sequence[Probe]) -> list[float]:

@@ -72,33 +72,39 @@ def test_only_the_journal_since_the_last_night_is_gone_over(folder, monkeypatch)
     arm.finish()
     assert [text.strip() for text in seen[0][0]] == [one.text.strip() for one in A] and seen[0][1] is None
     assert seen[1] == ([one.text for one in B[:2] * 2], first), "twice as often, what was read twice"
-    always = made(folder, "sleep + rehearsal day and night")
-    always.learn(A[:3])
-    always.finish()
-    always.learn(B[:2])
-    always.finish()
-    assert seen[-1][0] == [one.text for one in B[:2] + A[:3]] and always.nights[1]["again"] == 3
-    always.learn(B[2:3])
-    always.finish()
-    assert seen[-1][0] == [one.text for one in B[2:3] + A[:3] + B[:2]], "old windows are not kept twice"
+
+
+def test_windows_of_earlier_nights_are_gone_over_beside_the_day(folder, monkeypatch):
+    """And kept beside it: the night after binds them, while the one of a day alone loses them."""
+    given, real = [], asleep.sleep
+
+    def sleep(*args, earlier, **more):
+        given.append([[bytes(one.tokens.tolist()).decode() for one in night] for night in earlier])
+        return real(*args, earlier=earlier, **more)
+
+    monkeypatch.setattr(asleep, "sleep", sleep)
+    arm, alone = made(folder), made(folder, "sleep over the day alone")
+    for one in (arm, alone):
+        one.learn(A)
+        one.finish()
+        one.learn(B)
+        one.finish()
+        one.learn(B[:1])
+        one.finish()
+    texts = [[one.text for one in day] for day in (A, B)]
+    assert given[:3] == [[], texts[:1], texts]
+    assert [night["earlier"] for night in arm.nights] == [0, 6, 12]
+    assert nats(arm, A) < nats(alone, A) and arm.nights[0] == alone.nights[0]
+    assert arm.nights[1]["learned"] > alone.nights[1]["learned"] > 0.6 * arm.nights[1]["learned"]
 
 
 def test_a_long_day_has_a_night_of_bounded_length(folder, monkeypatch):
-    asleep_alone, real = [], asleep.sleep
-
-    def sleep(*given, **more):
-        state, report = real(*given, **more)
-        asleep_alone.append(report.cost["read"])
-        return state, report
-
-    monkeypatch.setattr(asleep, "sleep", sleep)
     monkeypatch.setattr(asleep, "WINDOWS", 4)
     arm = made(folder)
     arm.learn(A)
     arm.finish()
     assert arm.nights[0]["windows"] == 4 and arm.nights[0]["learned"] <= 8 * (8 * 56 + 8)
-    chosen = sum(len(one.text) for one in A)
-    assert arm.nights[0]["read"] == asleep_alone[0] + chosen, "choosing them is paid for"
+    assert arm.nights[0]["read"] > sum(len(one.text) for one in A), "choosing them is paid for"
 
 
 def test_rehearsal_begins_after_the_first_night_and_is_paid_for(folder):
@@ -108,7 +114,8 @@ def test_rehearsal_begins_after_the_first_night_and_is_paid_for(folder):
         one.finish()
     memory = {name: x for name, x in arm.state.items() if not name.startswith("awake/")}
     assert equal(memory, plain.state) and arm.cost()["rehearsed"] == 0
-    assert [bytes(row.tolist()).decode() for row in arm.rehearsed()] == [one.text for one in A]
+    rows = [bytes(row[row >= 0].tolist()).decode() for row in arm.state["awake/windows"]]
+    assert rows == [one.text for one in A]
     for one in (plain, arm):
         one.learn(B * 4)
     assert nats(arm, A) < nats(plain, A) and arm.cost()["rehearsed"] > 0
@@ -120,12 +127,13 @@ def test_rehearsal_begins_after_the_first_night_and_is_paid_for(folder):
         assert found["tokens"] == learned
         assert found["flops"] == one.base.parameters * (6 * learned + 2 * (night["read"] + night["made"]))
     states = sum(x.numel() * x.element_size() for held in (plain.state, plain.slept) for x in held.values())
-    assert plain.bytes == states + 4 * sum(len(one.text) for one in B * 4), "the journal is the longest so far"
+    held = sum(len(one.text) for one in B * 4 + A)
+    assert plain.bytes == states + 4 * held, "the journal is the longest so far; and windows of the night"
 
 
 def test_two_lives_alike_and_another_seed(folder):
     def life(seed):
-        arm = made(folder, "sleep + rehearsal day and night", seed)
+        arm = made(folder, "sleep + rehearsal", seed)
         for task in (A, B):
             arm.learn(task)
             arm.finish()
@@ -134,8 +142,6 @@ def test_two_lives_alike_and_another_seed(folder):
     first = life(0)
     assert equal(first, life(0)), "nothing is left of one run in the next"
     assert not equal(first, life(1))
-    with pytest.raises(ValueError, match="rehearse='often'"):
-        asleep.Asleep(Base.load(folder), 0, {"periods": [256], "rate": 0.1}, rehearse="often")
 
 
 def test_facts_are_asked_in_the_evening_and_in_the_morning(folder, tmp_path):

@@ -62,7 +62,7 @@ def life(data, folder):
 
 def test_a_life_of_two_days(life, monkeypatch, tmp_path):
     short = {name: settings.but(dreams=8, dream_length=12) for name, settings in PRESETS.items()}
-    quick = {"presentations": 6.0, "probes": 4, "rows": 4, "dreams": 1}
+    quick = {"presentations": 6.0, "probes": 4, "rows": 4, "earlier": 1, "dreams": 1}
     short["journal-replay"] = short["journal-replay"].but(replay=quick)
     monkeypatch.setattr(sleep, "preset", lambda name: short[name])
     night, mornings = sleep.sleep, []

@@ -3,24 +3,27 @@
 import pytest
 import torch
 
-from circadia.sleep import Entry, Replay, Settings, fitted, preset, sleep
+from circadia.sleep import Entry, Replay, Settings, Window, fitted, preset, sleep
 from tests.models.retrofit.conftest import text
 
 SMALL = {"length": 8, "rows": 4, "presentations": 6, "answer": 3, "every": 5, "dreams": 2, "enough": 2.0, "probes": 8}
 
 
-@pytest.mark.parametrize("days, changes", [(2.0, {}), (6.0, {}), (6.0, {"dreams": 0}), (9.0, {"distance": "ce"})])
+@pytest.mark.parametrize(
+    "days, changes", [(2.0, {}), (6.0, {}), (6.0, {"dreams": 0}), (9.0, {"distance": "ce"}), (6.0, {"earlier": 0})]
+)
 def test_a_night_costs_what_it_was_fitted_to(tiny, days, changes):
     model = tiny(periods=(8,), config={"num_hidden_layers": 1})
     day = [Entry(text(64, seed=i), number=i) for i in range(8)]
     given = preset().but(dreams=64, dream_length=8, replay={**SMALL, **changes})
     settings = fitted(given, 512, days)
     assert settings.replay.presentations == 6 and 0 < settings.replay.windows < 56 and 8 <= settings.dreams <= 64
-    _, report = sleep(model, model.start(), day, settings)
+    before = [[Window(text(9, seed=50 + i), "", 1.0, 50 + i, 0, 1.0) for i in range(8)]]
+    _, report = sleep(model, model.start(), day, settings, earlier=before)
     spent = report.cost["read"] + report.cost["made"] + 3 * report.cost["learned"]
     assert 0.75 * days * 3 * 512 < spent <= days * 3 * 512
     assert report.windows == settings.replay.windows
-    _, whole = sleep(model, model.start(), day, given)
+    _, whole = sleep(model, model.start(), day, given, earlier=before)
     assert whole.cost["learned"] > report.cost["learned"]
 
 

@@ -53,8 +53,9 @@ ARMS = {
     "MLPs every 4096": Kind(Streamed, {**_ONE, "periods": [4096], "chunk": CHUNK}, 4.0),
     "MLPs + decay": Kind(Streamed, _DECAY),
     "sleep": Kind(Asleep, _DECAY),
-    "sleep + rehearsal": Kind(Asleep, _DECAY, more={"rehearse": "awake"}),
-    "sleep + rehearsal day and night": Kind(Asleep, _DECAY, more={"rehearse": "always"}),
+    "sleep + rehearsal": Kind(Asleep, _DECAY, more={"rehearse": True}),
+    "sleep over the day alone": Kind(Asleep, _DECAY, more={"earlier": 0}),
+    "sleep over all tellings": Kind(Asleep, _DECAY, more={"latest": False}),
     "first 2 MLPs": Kind(Streamed, {**_ONE, "layers": "first:2"}, 2.0),
     "last 2 MLPs": Kind(Streamed, {**_ONE, "layers": "last:2"}, 2.0),
     "2 levels": Kind(
@@ -78,7 +79,8 @@ FULL = tuple(name for name in ARMS if name not in ("Cartridge", "implications", 
 QUICK = ("frozen", "retrieval", "full", "MLPs", "3 levels", "joint")
 DEFAULT = (
     "frozen", "sliding window", "retrieval", "full", "LoRA", "EWC 30", "replay 5 %", "replay at equal compute", "MLPs",
-    "MLPs + decay", "sleep", "sleep + rehearsal", "sleep + rehearsal day and night", "2 levels", "3 levels", "joint",
+    "MLPs + decay", "sleep", "sleep + rehearsal", "sleep over the day alone",
+    "sleep over all tellings", "2 levels", "3 levels", "joint",
 )  # fmt: skip
 
 

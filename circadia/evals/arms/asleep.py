@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circadia.evals.arms.arm import Example, size
 from circadia.evals.arms.streamed import CHUNK, Streamed
 from circadia.evals.bases import Base
-from circadia.live.awake import NONE, Awake
+from circadia.live.awake import Awake
 from circadia.models.retrofit.state import State
-from circadia.sleep import Entry, Meter, preset, sleep
-from circadia.sleep.student import Teacher
-from circadia.sleep.windows import surprising
+from circadia.sleep import Entry, Window, preset, sleep
 
 WINDOWS = 512  # gone over in a night at most, the most surprising: a long day must not make a night without end
 AWAKE = "awake/"  # entries of the state that a night must not see
@@ -27,28 +24,29 @@ AWAKE = "awake/"  # entries of the state that a night must not see
 class Asleep(Streamed):
     """A retrofit that reads by day and sleeps by the default preset when it is told to.
 
-    rehearse  "awake": steps on windows of earlier nights between chunks, as a learner does with `rehearse=True`;
-              "always": and the night goes over those windows beside those of the day
+    rehearse  steps on windows of earlier nights between chunks, as a learner does with `rehearse=True`
+    latest, replay   changes of the preset
     """
 
     sleeps = True
 
-    def __init__(self, base: Base, seed: int, settings: dict[str, Any], rehearse: str | None = None) -> None:
+    def __init__(self, base: Base, seed: int, settings: dict[str, Any], rehearse: bool = False, latest: bool = True,
+                 **replay: Any) -> None:  # fmt: skip
         super().__init__(base, seed, settings)
-        if rehearse not in (None, "awake", "always"):
-            raise ValueError(f"rehearse={rehearse!r}: use 'awake', 'always' or None")
-        self.settings = preset()
+        self.settings = preset().but(latest=latest, replay={"windows": WINDOWS, **replay})
         self.awake = Awake() if rehearse else None
-        self.old = rehearse == "always"
         self.journal: list[Entry] = []
+        self.read_so_far = 0  # examples
         self.slept: State | None = None
+        self.kept: list[list[Window]] = []  # of earlier nights
         self.nights: list[dict[str, Any]] = []
         self.longest = 0  # tokens of the longest journal
 
     def learn(self, examples: Sequence[Example]) -> None:
         for one in examples:
             tokens = self.base.encode(one.text)
-            self.journal.append(Entry(torch.tensor(tokens, dtype=torch.int64), number=len(self.journal)))
+            self.journal.append(Entry(torch.tensor(tokens, dtype=torch.int64), number=self.read_so_far))
+            self.read_so_far += 1
         super().learn(examples)
 
     def read(self, tokens: list[int]) -> None:
@@ -69,34 +67,28 @@ class Asleep(Streamed):
             return
         kept = {name: x for name, x in self.state.items() if name.startswith(AWAKE)}
         bare = {name: x for name, x in self.state.items() if not name.startswith(AWAKE)}
-        assert self.settings.replay is not None
-        meter, morning = Meter(), Teacher(self.model, self.slept)
-        day = surprising(morning, self.journal, self.settings.replay.length, WINDOWS, meter=meter)
-        rows = [window.tokens for window in day]
-        again = self.rehearsed() if self.old else []
-        entries = [Entry(row, number=i) for i, row in enumerate([*rows, *again])]
         seed = 1000 * self.seed + len(self.nights)
-        state, report = sleep(self.model, bare, entries, self.settings, seed=seed, slept=self.slept)
-        self.slept, self.state = state, {**state, **kept}
+        state, report = sleep(
+            self.model, bare, self.journal, self.settings, seed=seed, slept=self.slept, earlier=self.kept,
+            decode=self.base.decode,
+        )  # fmt: skip
+        self.slept, self.state, again = state, {**state, **kept}, sum(map(len, self.kept))
+        self.kept = report.kept
         if self.awake is not None:
-            self.state = self.awake.renewed(self.state, rows)
+            self.state = self.awake.renewed(self.state, self.kept)
         cost = {name: int(report.cost[name]) for name in ("learned", "read", "made")}
-        cost["read"] += meter.read
-        self.nights.append({"windows": len(rows), "again": len(again), "bound": list(report.bound), **cost})
+        self.nights.append({"windows": report.windows, "earlier": again, "bound": list(report.bound), **cost,
+                            "superseded": len(report.superseded)})  # fmt: skip
         self.longest = max(self.longest, sum(one.tokens.numel() for one in self.journal))
         self.journal = []
 
-    def rehearsed(self) -> list[Tensor]:
-        """Windows of earlier nights."""
-        held = self.state.get(AWAKE + "windows", ())
-        return [row[row != NONE] for row in held]
-
     @property
     def bytes(self) -> int:
-        """With the self of the last night, and the longest journal as tokens of four bytes."""
+        """With the self of the last night; and the longest journal and earlier windows as tokens of four bytes."""
         held = 0 if self.slept is None else size(list(self.slept.values()))
         now = sum(one.tokens.numel() for one in self.journal)
-        return super().bytes + held + 4 * max(self.longest, now)
+        kept = sum(window.tokens.numel() for night in self.kept for window in night)
+        return super().bytes + held + 4 * (max(self.longest, now) + kept)
 
     def cost(self) -> dict[str, Any]:
         """Tokens learned by day, in rehearsal and by night; those that a night only reads or makes cost a third."""
