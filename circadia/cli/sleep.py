@@ -21,6 +21,9 @@ def sleep(
     compute: Annotated[
         str | None, typer.Option(metavar="N", help='Tokens, one that is learned counts 3; or "0.5 days" of reading.')
     ] = None,
+    fit: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Cost at most so many days of reading, with fewer windows.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Default the number of the night.")] = None,
     days: Annotated[int, typer.Option(help="How many days it goes over; 0 for the whole life.")] = 1,
     filtered: Annotated[bool, typer.Option("--filter", help="Hold back what slow memory does not trust.")] = False,
@@ -36,7 +39,7 @@ def sleep(
     json: JSON = False,
 ) -> None:
     """Go over the day, and wake up as one new version if the guard lets it. Ctrl-C: nothing is changed."""
-    given = (preset, minutes, compute, seed, change, filtered or None)
+    given = (preset, minutes, compute, fit, seed, change, filtered or None)
     if resume and any(x is not None for x in given):
         raise ValueError("--resume takes up a night as it was asked for: give no other settings with it")
     writes(page)
@@ -47,7 +50,7 @@ def sleep(
     with _opened(store, name, base, branch) as me:
         night = me.sleep(
             preset, minutes=minutes, compute=work, seed=seed, days=days or None, resume=resume,
-            progress=not (quiet or json) and sys.stderr.isatty(), **changes,
+            progress=not (quiet or json) and sys.stderr.isatty(), fit=fit, **changes,
         )  # fmt: skip
         show.night(night, json)
         if page is not None:

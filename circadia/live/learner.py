@@ -290,7 +290,7 @@ class Learner:
     def sleep(
         self, settings: Any = None, *, minutes: float | None = None, compute: float | str | None = None,
         seed: int | None = None, days: int | None = 1, progress: bool | sleeping.Tell = False,
-        stop: Callable[[], bool] | None = None, resume: bool = False, **changes: Any,
+        stop: Callable[[], bool] | None = None, resume: bool = False, fit: float | None = None, **changes: Any,
     ) -> sleeping.Night:  # fmt: skip
         """Go over what was observed since the last night, and wake up as one new version, if the guard lets it.
 
@@ -301,8 +301,9 @@ class Learner:
         days      how many days, each up to a night; None: the whole life
         stop      asked between steps; True, or Ctrl-C, ends the night, and nothing is changed
         resume    take up the night that was stopped; after a kill it begins again, with the same result
+        fit       cost at most so many days of reading: the most surprising windows alone, each as often as ever
         """
-        return sleeping.sleep(self, settings, minutes, compute, seed, days, progress, stop, resume, changes)
+        return sleeping.sleep(self, settings, minutes, compute, seed, days, progress, stop, resume, fit, changes)
 
     def due(self, asked: bool = False) -> policy.Due:
         """Whether and why to sleep now, by the learner's policy; and which levels are about to overwrite themselves."""

@@ -9,6 +9,7 @@ nothing of nights. The entry is written when the work is done: a night that is s
     awake/...           windows to rehearse, see circadia/live/awake.py
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from circadia.live.observing import _stoppable
 from circadia.live.reader import position
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State
-from circadia.sleep import Interrupted, Report, Settings, preset
+from circadia.sleep import Interrupted, Report, Settings, fitted, preset
 from circadia.sleep import sleep as night_of
 from circadia.sleep.pool import PARTS
 
@@ -74,11 +75,11 @@ def sleep(
     me: "Learner", settings: Settings | str | None = None, minutes: float | None = None,
     compute: float | str | None = None, seed: int | None = None, days: int | None = 1,
     progress: bool | Tell = False, stop: Callable[[], bool] | None = None, resume: bool = False,
-    changes: Mapping[str, Any] | None = None,
+    fit: float | None = None, changes: Mapping[str, Any] | None = None,
 ) -> Night:  # fmt: skip
     """`Learner.sleep`."""
     begin = time.perf_counter()
-    told = asked_for(settings, minutes, compute, seed, days, changes or {})
+    told = asked_for(settings, minutes, compute, seed, days, fit, changes or {})
     if not me.journal:
         raise StoreError(f"{me.name}: the journal is off: there is nothing to sleep on")
     if not isinstance(me.model, RetrofitModel):
@@ -148,8 +149,11 @@ def through(
     nights = int(me.state.get("slept/nights", torch.tensor(0)))
     bare = {name: x for name, x in me.state.items() if not name.startswith(OWN)}
     slept = {n.removeprefix("slept/"): x for n, x in me.state.items() if n.startswith("slept/level")}
+    settings = Settings.from_dict(told["settings"])
+    if told.get("fit") is not None:  # nights of older stores have none
+        settings = fitted(settings, today.tokens, told["fit"])
     state, report = night_of(
-        me.model, bare, today.entries, Settings.from_dict(told["settings"]),
+        me.model, bare, today.entries, settings,
         seed=nights if told["seed"] is None else told["seed"], slept=slept or None, earlier=today.earlier,
         probes=asked(me, guard.read(told["probes"])), tasks=today.tasks, admitted=today.admitted, seconds=seconds,
         work=_work(told, today), stop=stop, progress=tell, resume=kept,
@@ -198,7 +202,13 @@ def _work(told: Mapping[str, Any], today: Day) -> float | None:
 
 
 def asked_for(
-    settings: Settings | str | None, minutes: Any, compute: Any, seed: Any, days: Any, changes: Mapping[str, Any]
+    settings: Settings | str | None,
+    minutes: Any,
+    compute: Any,
+    seed: Any,
+    days: Any,
+    fit: Any,
+    changes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Checked; as the journal will hold it."""
     found = settings if isinstance(settings, Settings) else preset(*([settings] if settings is not None else []))
@@ -221,7 +231,13 @@ def asked_for(
     for name, value, least in (("seed", seed, 0), ("days", days, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
-    return {"settings": found.to_dict(), "minutes": minutes, "compute": compute, "seed": seed, "days": days}
+    if fit is not None:
+        if isinstance(fit, bool) or not isinstance(fit, (int, float)) or not 0 < fit < math.inf:
+            raise ValueError(f"fit={fit!r} must be above 0: so many days of reading, such as 2")
+        fitted(found, 1, fit)  # refuses what cannot be cut to a price
+    return {
+        "settings": found.to_dict(), "minutes": minutes, "compute": compute, "seed": seed, "days": days, "fit": fit
+    }  # fmt: skip
 
 
 def unfinished(me: "Learner") -> dict[str, Any] | None:

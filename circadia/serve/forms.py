@@ -213,6 +213,7 @@ class Sleep(Change):
     preset: Annotated[Text, Field(max_length=60)] = DEFAULT
     minutes: Annotated[float, Field(gt=0, le=10**6)] | None = None
     compute: Annotated[float, Field(gt=0, le=1e15)] | Annotated[Text, Field(max_length=40)] | None = None
+    fit: Annotated[float, Field(gt=0, le=10**6)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
     days: Annotated[int, Field(ge=1, le=10**6)] | None = 1
     resume: bool = False

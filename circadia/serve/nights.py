@@ -38,7 +38,7 @@ def sleep(service: Service, name: str, form: Sleep) -> Work:
         with service.changing(name, form.branch) as me:
             night = me.sleep(
                 form.preset, minutes=min(longest, form.minutes or longest), compute=form.compute, seed=form.seed,
-                days=form.days, progress=tell, stop=job.stopped, resume=form.resume, **form.changes(),
+                days=form.days, progress=tell, stop=job.stopped, resume=form.resume, fit=form.fit, **form.changes(),
             )  # fmt: skip
             slept(service, night)
             return current(me, interrupted=night.action == "stopped", night=_line(night))
@@ -103,7 +103,7 @@ def routes(service: Service) -> APIRouter:
     async def to_bed(name: Name, form: Sleep, request: Request, key: Who) -> Any:
         service.allow(key, name, "teach")
         # What cannot be is said now: who does not wait would have to ask the job.
-        asked_for(form.preset, form.minutes, form.compute, form.seed, form.days, form.changes())
+        asked_for(form.preset, form.minutes, form.compute, form.seed, form.days, form.fit, form.changes())
         service.reads.current(name, form.branch)
         work = watched(service, name, sleep(service, name, form), "night")
         return await change(request, key, name, "sleep", work, form)

@@ -39,7 +39,7 @@ def test_days_and_nights(ana, tmp_path):
     assert "admitted" in ana("quarantine", "admit", "ana", 2) and "dropped" in ana("quarantine", "drop", "ana", 2)
     assert ana("quarantine", "admit", "ana", 2, "--json")[0]["decided"] > 2
     ana("observe", "ana", "--text", B)
-    done = ana("sleep", "ana", "--compute", "1e6", "--seed", 3, *SMALL, "--json")
+    done = ana("sleep", "ana", "--compute", "1e6", "--fit", "1000", "--seed", 3, *SMALL, "--json")
     assert (done["action"], done["report"]["seed"], done["report"]["entries"]) == ("accept", 3, 2)
     listed = ana("nights", "ana", "--json")
     assert [n["version"] for n in listed] == [done["version"], 3] and "low trust" not in ana("nights", "ana")
@@ -58,6 +58,8 @@ def test_days_and_nights(ana, tmp_path):
         ("sleep", "ana", "--minutes", "-1"),
         ("sleep", "ana", "--compute", "much"),
         ("sleep", "ana", "--compute", "0.5 weeks"),
+        ("sleep", "ana", "--fit", "0"),
+        ("sleep", "ana", "--fit", "2", "--preset", "inner-steps"),
         ("sleep", "ana", "--days", "-1"),
         ("sleep", "ana", "--set", "replay.presentations"),
         ("sleep", "ana", "--set", "replay.speed=2"),

@@ -218,6 +218,26 @@ def test_what_time_cut_short_is_lived_again_to_the_same_step(store, base):
     assert 60 * len(LONG) * 3 <= whole < 1.3 * 60 * len(LONG) * 3
 
 
+def test_a_night_that_is_fitted_to_a_price(store, base):
+    me = make(store, base, "ana")
+    me.observe(X, source="secret")
+    me.observe(LONG * 6, source="a")
+    whole = me.sleep(SHORT)
+    me.rollback(whole.parent)
+    night = me.sleep(SHORT, fit=8)
+    cost = night.report["cost"]
+    assert cost["read"] + cost["made"] + 3 * cost["learned"] <= 3 * 8 * (len(X) + len(LONG) * 6)
+    assert 0 < night.report["windows"] < whole.report["windows"]
+    assert night.report["parts"][0]["steps"] < whole.report["parts"][0]["steps"]
+    me.observe(B)
+    me.forget(source="secret")  # the price is that of the day as it is then
+    twin = make(store, base, "twin")
+    twin.observe(LONG * 6, source="a")
+    twin.sleep(SHORT, fit=8)
+    twin.observe(B)
+    assert differing(me, twin) == []
+
+
 @pytest.mark.parametrize("action", ["hold", "rollback"])
 def test_the_guard_lets_nothing_become_current(store, base, action):
     me = make(store, base, "ana")

@@ -107,6 +107,8 @@ BAD = [
             {"minutes": -1},
             {"compute": "some days"},
             {"compute": "nan days"},
+            {"fit": 0},
+            {"fit": 2, "preset": "inner-steps"},
             {"seed": -1},
             {"days": 0},
             {"branch": "none", "wait": True},
