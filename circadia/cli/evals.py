@@ -31,7 +31,7 @@ def run(
     full: Annotated[bool, typer.Option("--full", help="The paper's protocol, for a GPU.")] = False,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder that holds the data sets.")] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Folders of models, where a suite starts from one.")
+        str | None, typer.Option(metavar="A,B", help="Folders of models, where a suite starts from one; or `bundled`.")
     ] = None,
     hope: Annotated[
         str | None, typer.Option(metavar="A,B", help="Folders of models trained from scratch to carry a memory.")
@@ -49,6 +49,7 @@ def run(
     from circadia.evals import load
     from circadia.evals.runner import evaluate
     from circadia.evals.suite import Options
+    from circadia.models.bundled import located
 
     if quick and full:
         raise ValueError("--quick and --full are two depths: give one of them")
@@ -62,7 +63,7 @@ def run(
         seeds=seeds,
         steps=steps,
         data=data,
-        bases=tuple(Path(name) for name in base.split(",") if name) if base else (),
+        bases=tuple(Path(located(name)) for name in base.split(",") if name) if base else (),
         hopes=tuple(Path(name) for name in hope.split(",") if name) if hope else (),
         device=_device(device),
     )

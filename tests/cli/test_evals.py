@@ -46,6 +46,7 @@ def test_mistakes_are_one_line(tmp_path) -> None:
     for arguments, said in [
         (("nonsense",), "nonsense"),
         (("list", "nonsense"), "nonsense"),
+        (("read", "--base", "bundled"), "give --data DIR"),
         (("formal", "--models", "gpt"), "gpt"),
         (("formal", "--quick", "--full"), "--quick"),
         (("formal", "--device", "toaster"), "toaster"),
