@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from circadia.demo.story import DAYS, PERIODS
+from circadia.demo.story import DAYS, PERIODS, left_out
 
 STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;margin:2.5rem auto;max-width:62rem;padding:0 1.2rem;color:#1f2933;
@@ -63,7 +63,9 @@ def draw(found: dict[str, Any]) -> str:
         f"<h2>A night</h2><p>Once more over {night['windows']} windows of all that it ever observed, corrections "
         f"{night['settings']['corrections']} times as often as what was read, beside "
         f"dreams of the base: {cost['learned']:,} tokens were learned in {night['seconds']:.0f} seconds, where "
-        f"its days had {night['tokens read by day']:,}. {escape('; '.join(night['moved']))}. {_judged(night)}</p>",
+        f"its days had {night['tokens read by day']:,}. {escape('; '.join(night['moved']))}. "
+        + "".join(f"Left out: {escape(left_out(one))}. " for one in night["superseded"])
+        + f"{_judged(night)}</p>",
         _table(("level", "from the base, evening", "morning"), _moved(night)),
         "<p>What it dreamt, or rather the base, so that its mother tongue stays:</p><ul>"
         + "".join(f"<li>{escape(' '.join(dream['text'].split()))}</li>" for dream in night["dreams"])

@@ -159,7 +159,19 @@ class Story:
         self.tell("a night: surprising windows again, beside dreams of the base")
         night = self.me.sleep(progress=self.asleep or False, **self.night)
         report = night.report
-        kept = ("preset", "entries", "windows", "moved", "dropped", "parts", "bound", "older", "dreams", "cost")
+        kept = (
+            "preset",
+            "entries",
+            "windows",
+            "moved",
+            "superseded",
+            "dropped",
+            "parts",
+            "bound",
+            "older",
+            "dreams",
+            "cost",
+        )
         self.found["night"] = {
             "settings": self.night,
             "action": night.action,
@@ -173,6 +185,8 @@ class Story:
         }
         for text in report["moved"]:
             self.tell(f"  moved: {text}")
+        for one in report["superseded"]:
+            self.tell(f"  left out: {left_out(one)}")
         self.tell(f"  learned {report['cost']['learned']:,} tokens, where the days had {self.me.tokens:,}")
         for dream in report["dreams"]:
             self.tell(f"  dreamt: {' '.join(dream['text'].split())[:80]}")
@@ -241,3 +255,8 @@ class Story:
         scores = self.found["rolled back"]["known"]
         self.tell(f"rolled back to version {first.number}: last week {scores['last week']['right']} of "
                   f"{scores['last week']['of']}, today {scores['today']['right']}; then forth again")  # fmt: skip
+
+
+def left_out(one: dict[str, Any]) -> str:
+    """A telling that the night does not go over, and the later one."""
+    return f"{one['beginning']}{one['was']}, for {one['now'].strip()!r} was said later"

@@ -78,6 +78,7 @@ def test_the_page_brings_everything(out, found):
     old, new = found["correction"]["after the night"]
     assert ("The correction did NOT outlive the night" in text) == (old <= new)
     assert found["night"]["dreams"][0]["text"].split()[1] in text and "in the evening" in text
+    assert [facts.CORRECTION in one["now"] for one in found["night"]["superseded"]] == [True] and "Left out: " in text
     assert facts.TODAY[0].prompt in text and f"{found['forgot']['nats before']:.2f}" in text
 
 
