@@ -116,6 +116,15 @@ def devices() -> dict[str, Any]:
 
 def compiler() -> dict[str, Any]:
     """Whether torch.compile can build its C++ code for the CPU."""
+    import torch
+
+    if " " in (place := str(Path(torch.__file__).parent)):
+        return {
+            "ok": False,
+            "path": None,
+            "problem": f"torch lies in {place}, and its compiler cannot link from a path with spaces",
+            "fix": "make the environment in another folder",
+        }
     for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
         if path := shutil.which(name):
             return {"ok": True, "path": path, "problem": None, "fix": None}

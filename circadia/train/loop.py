@@ -473,6 +473,11 @@ def _check(net: Any, now: TrainConfig, world: World) -> None:
                 "model.retrofit learns within each row, and differentiates twice: set data.carry, train.compile and "
                 "train.checkpointing to false"
             )
+    if now.train.compile and world.device.type == "cpu" and " " in (place := str(Path(torch.__file__).parent)):
+        raise ValueError(
+            f"train.compile: torch lies in {place}, and its compiler cannot link from a path with spaces: set "
+            "train.compile=false, or make the environment in another folder"
+        )
     own, rest = divmod(now.train.batch, world.size)
     if rest or (now.train.micro and own % min(own, now.train.micro)):
         raise ValueError(

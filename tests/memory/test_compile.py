@@ -35,6 +35,7 @@ def test_one_graph_forward_and_backward(name: str) -> None:
     check_compiled_equals_eager(name, "aot_eager", 12, 8)
 
 
+@pytest.mark.skipif(" " in torch.__file__, reason="torch's compiler cannot link from a path with spaces")
 @pytest.mark.parametrize("name", ["mamba2", "gated_deltanet", "oja", "dgd_l2", "titans", "self_modifying"])
 def test_the_code_generator_agrees(name: str) -> None:
     """One rule of each form through Inductor, C++ and all."""
