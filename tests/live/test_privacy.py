@@ -41,7 +41,8 @@ def test_no_byte_of_what_was_forgotten_stays(store, folder):
             writer.erase(mail, gone, move={"main": 2})
         report = writer.erase(mail, gone, move={"main": None}, reason="asked for")
         after = raw(folder)  # with the store open: also what its write-ahead log holds
-        assert SECRET not in after and b"4711" not in after and b"goes with version 2" not in after
+        # No number: digests hold any four digits once in some runs.
+        assert SECRET not in after and b"nobody may know" not in after and b"goes with version 2" not in after
         assert b"mail" not in after
         assert not any(piece in after for x in influenced for piece in parts(x))
         assert b"harmless 59" in after
@@ -122,7 +123,7 @@ def test_with_a_key_experiences_cannot_be_read_in_the_files(folder, key):
             for _ in range(2):
                 writer.remember(SECRET, source="mail")
         assert store.payload("ana", 1) == SECRET
-        assert b"4711" not in raw(folder)
+        assert b"nobody may know" not in raw(folder)
         rows = store.db.all("SELECT sealed FROM experiences")
         assert rows[0][0] != rows[1][0]  # equal texts do not look equal
     with Store.open(folder, key=key) as store:
