@@ -159,19 +159,8 @@ class Story:
         self.tell("a night: surprising windows again, beside dreams of the base")
         night = self.me.sleep(progress=self.asleep or False, **self.night)
         report = night.report
-        kept = (
-            "preset",
-            "entries",
-            "windows",
-            "moved",
-            "superseded",
-            "dropped",
-            "parts",
-            "bound",
-            "older",
-            "dreams",
-            "cost",
-        )
+        kept = ("preset", "entries", "windows", "moved", "superseded", "dropped", "parts", "bound", "older", "dreams",
+                "cost")  # fmt: skip
         self.found["night"] = {
             "settings": self.night,
             "action": night.action,

@@ -202,14 +202,9 @@ def _work(told: Mapping[str, Any], today: Day) -> float | None:
 
 
 def asked_for(
-    settings: Settings | str | None,
-    minutes: Any,
-    compute: Any,
-    seed: Any,
-    days: Any,
-    fit: Any,
+    settings: Settings | str | None, minutes: Any, compute: Any, seed: Any, days: Any, fit: Any,
     changes: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Checked; as the journal will hold it."""
     found = settings if isinstance(settings, Settings) else preset(*([settings] if settings is not None else []))
     try:

@@ -39,7 +39,7 @@ def test_days_and_nights(ana, tmp_path):
     assert "admitted" in ana("quarantine", "admit", "ana", 2) and "dropped" in ana("quarantine", "drop", "ana", 2)
     assert ana("quarantine", "admit", "ana", 2, "--json")[0]["decided"] > 2
     ana("observe", "ana", "--text", B)
-    done = ana("sleep", "ana", "--compute", "1e6", "--fit", "1000", "--seed", 3, *SMALL, "--json")
+    done = ana("sleep", "ana", "--compute", "1e6", "--seed", 3, *SMALL, "--json")
     assert (done["action"], done["report"]["seed"], done["report"]["entries"]) == ("accept", 3, 2)
     listed = ana("nights", "ana", "--json")
     assert [n["version"] for n in listed] == [done["version"], 3] and "low trust" not in ana("nights", "ana")
@@ -47,6 +47,9 @@ def test_days_and_nights(ana, tmp_path):
     ana("nights", "ana", "--page", tmp_path / "last.md")
     assert f"version {done['version']} woke up" in (tmp_path / "last.md").read_text()
     assert ana("observe", "ana", "--text", A * 2, "--json")["nights"] == []  # the day is not long enough before it
+    ana("observe", "ana", "--text", B)
+    fitted = ana("sleep", "ana", "--fit", "0.4", *SMALL, "--json")["report"]
+    assert fitted["windows"] == 0 < fitted["entries"], "reading the day once more is all that 0.4 days pay for"
     assert "0 faults" in ana("verify")
 
 

@@ -54,6 +54,11 @@ def ended(server, job):
     return server.http.get(f"/v1/jobs/{job}").json()
 
 
+def test_a_night_fitted_to_a_price_over_http(own):
+    done = own.post(BED, wait=True, fit=0.4, **SHORT)
+    assert get(own, f"/nights/{done['night']['number']}")["report"]["windows"] == 0
+
+
 def test_a_night_over_http_is_that_of_the_library(own, tmp_path):
     told, result = events(own, BED, seed=3, **SHORT)
     steps = [(one["part"], one["step"]) for one in told if one["event"] == "progress"]

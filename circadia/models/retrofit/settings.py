@@ -9,8 +9,8 @@ from typing import Any
 from circadia.optim import check
 
 OPTIMIZERS = ("gd", "ngd", "momentum", "dgd", "adamw", "m3")
-# Where no rate is given, for whole deltas and for low rank: of those tried on legal text and code, what gained without
-# ever costing more than it gained; docs/retrofit.md.
+# Where no rate is given, for whole deltas and for low rank: of those tried the one that gains on code without losing on
+# legal text; docs/experiments.md.
 RATES = {"gd": (0.3, 0.3), "ngd": (0.3, 0.3), "dgd": (0.3, 0.3), "momentum": (0.03, 0.1), "adamw": (3e-4, 3e-3),
          "m3": (1e-3, 3e-3)}  # fmt: skip
 CAPACITIES = ("full", "lowrank")
