@@ -28,8 +28,6 @@ TRAINED_LAST, LONGER_LAST = (1, 40), (41, 100)  # of Deletang's tasks; up to 500
 WIDTH, HEADS = 32, 2
 TRAINING = 10_000  # strings
 VALID = 256  # strings of a bin for tuning and for stopping
-# A memory that counts must not drift over chunks: small steps and a tight bound (docs/experiments.md).
-STEADY = {"scale": 1 / 16, "output_scale": 1 / 16, "bound": 1.0}
 RATES = (0.01, 0.003, 0.001)
 
 _ALL = (100.0, 100.0)
@@ -93,7 +91,7 @@ def shape_of(language: Language) -> networks.Shape:
     """One layer of width 32; outputs are read from the logits of the first symbols."""
     symbols = max(language.symbols, language.classes)
     own = {"chunk": CHUNK, "tie_word_embeddings": False}
-    return networks.Shape(symbols, width=WIDTH, layers=1, heads=HEADS, own=own, self_modifying=STEADY)
+    return networks.Shape(symbols, width=WIDTH, layers=1, heads=HEADS, own=own)
 
 
 @lru_cache(maxsize=2)

@@ -41,7 +41,6 @@ class Shape:
     mlp: int | None = None  # of the transformer, which all others equal in parameters; None: 4 widths
     periods: tuple[int, ...] = (64, 256)  # of models with levels
     own: dict[str, Any] = field(default_factory=dict)  # further settings of the config
-    self_modifying: dict[str, Any] = field(default_factory=dict)  # of the rule of that name
 
 
 def config(name: str, shape: Shape) -> HopeConfig:
@@ -74,8 +73,6 @@ def build(name: str, shape: Shape) -> HopeForCausalLM:
     variant = VARIANTS.get(name, Variant(name))
     for module in net.modules():
         if isinstance(module, MemoryMixer):
-            if module.self_modifying:
-                module.rule = replace(module.rule, **shape.self_modifying)
             module.rule = replace(module.rule, **variant.rule)
             module.writing = replace(module.writing, **variant.writing)
     return net

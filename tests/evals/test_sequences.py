@@ -76,9 +76,9 @@ def test_models_have_equal_parameters() -> None:
 
 
 def test_variants_are_what_they_say() -> None:
-    shape = networks.Shape(16, width=16, layers=1, heads=2, self_modifying={"bound": 1.0})
+    shape = networks.Shape(16, width=16, layers=1, heads=2)
     static = networks.build("hope-static", shape).model.layers[0].mixer
-    assert static.rule.static == ("k", "v", "eta", "alpha") and static.rule.bound == 1.0
+    assert static.rule.static == ("k", "v", "eta", "alpha")
     assert networks.build("hope", shape).model.layers[0].mixer.rule.static == ()
     assert networks.build("deltanet-positive", shape).model.layers[0].mixer.writing.top_rate == 1.0
     assert networks.build("self-modifying", shape).config.periods == [0]

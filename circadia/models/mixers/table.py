@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from circadia.memory import RULES
+from circadia.memory import RULES, Rule
 from circadia.models.mixers.attention import Attention
 from circadia.models.mixers.lstm import LSTM
 from circadia.models.mixers.memory import MemoryMixer, Writing
@@ -29,8 +29,19 @@ class MixerRow:
     keeps_tokens: bool = False  # what it holds grows with the tokens, for ever or up to a window
 
 
+# The last matrix of an MLP memory has no erasing factor, and takes part in the gradients of the others. At a step of 1
+# or 1 / chunk it is rewritten within a chunk or two, and the outer gradient grows with every chunk: to 1e6 after ten
+# steps of training on rows of 2,048 tokens, so that, clipped, nothing is learned. Slow, it is the decoder of what the
+# first matrix holds: models learn from long rows, and recall more (docs/experiments.md).
+SLOW = 1 / 2048  # step of the last matrix, as a share of the first one's
+
+
+def _slow(name: str) -> Rule:
+    return replace(RULES[name], output_scale=SLOW)  # type: ignore[call-arg]
+
+
 def _memory(name: str, summary: str, **settings) -> MixerRow:
-    writing = settings.pop("writing", None) or Writing(rule=RULES[name], **settings)
+    writing = settings.pop("writing", None) or Writing(**{"rule": RULES[name], **settings})
     return MixerRow(
         name=name,
         summary=summary,
@@ -42,7 +53,7 @@ def _memory(name: str, summary: str, **settings) -> MixerRow:
 
 # Counted up one by one, 4 heads would all have forgotten a token after 1,000 others: they span what RetNet's 8 do.
 RETNET = Writing(rule=replace(RULES["retnet"], span=7.0))  # type: ignore[call-arg]
-TITANS = Writing(rule=RULES["titans"], top_rate=0.2)
+TITANS = Writing(rule=_slow("titans"), top_rate=0.2)
 
 MIXERS: dict[str, MixerRow] = {
     row.name: row
@@ -67,7 +78,7 @@ MIXERS: dict[str, MixerRow] = {
         _memory("deltanet", "DeltaNet", eta_bias=(-5.0, 0.0)),
         _memory("gated_deltanet", "Gated DeltaNet", alpha_bias=(8.0, 8.0), eta_bias=(-5.0, 0.0)),
         _memory("ttt", "TTT-MLP: gradient descent through a layer norm", top_rate=0.2),
-        _memory("dla", "deep linear attention", top_rate=0.2),
+        _memory("dla", "deep linear attention", rule=_slow("dla"), top_rate=0.2),
         _memory("titans", "Titans LMM: momentum, forget gate, data-dependent rates", writing=TITANS),
         MixerRow(
             name="titans_mac",
@@ -98,6 +109,7 @@ MIXERS: dict[str, MixerRow] = {
         _memory(
             "self_modifying",
             "self-modifying Titans: k, v and rates from memories that rewrite themselves",
+            rule=_slow("self_modifying"),
             silu=False,
             alpha_bias=(8.0, 8.0),
         ),
