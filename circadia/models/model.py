@@ -222,10 +222,11 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        reset: Tensor | None = None,  # by name: the Trainer of transformers drops what it does not find here
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the next-token loss if labels are given."""
-        reset, position_ids = kwargs.pop("reset", None), kwargs.pop("position_ids", None)
+        position_ids = kwargs.pop("position_ids", None)
         learner = self if self.config.learns_from_loss else None
         out = self.model(
             input_ids,
