@@ -26,9 +26,10 @@ def _zstd(path: Path) -> IO[bytes]:
     return io.BufferedReader(zstandard.open(path, "rb"))  # its own reader knows no lines
 
 
-def _zstd_errors() -> list[type[Exception]]:
-    """What a damaged .zst raises, if one was opened."""
-    return [sys.modules["zstandard"].ZstdError] if "zstandard" in sys.modules else []
+def _damage() -> tuple[type[Exception], ...]:
+    """What damaged files raise; a .zst where one was opened."""
+    zstd = [sys.modules["zstandard"].ZstdError] if "zstandard" in sys.modules else []
+    return EOFError, OSError, lzma.LZMAError, zlib.error, *zstd
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
@@ -147,7 +148,7 @@ def _read(name: str, file: Path, text: str) -> Iterator[Document]:
         raise ValueError(f"data.path: {file} is no UTF-8 text ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"data.path: {file} holds a line that is no JSON ({error})") from error
-    except (EOFError, OSError, lzma.LZMAError, zlib.error, *_zstd_errors()) as error:
+    except _damage() as error:
         raise ValueError(f"data.path: {file} cannot be read ({error})") from error
 
 
