@@ -81,7 +81,7 @@ def changed_rule(rule: Rule, settings: dict[str, Any]) -> Rule:
         if name not in own:
             raise ValueError(f"rules.{rule.name}.{name} is unknown; use one of {', '.join(own)}")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
-    kinds = {f.name: f.type for f in fields(rule)}
+    kinds: dict[str, Any] = {f.name: f.type for f in fields(rule)}
     for name, value in values.items():
         try:
             TypeAdapter(kinds[name]).validate_python(value, strict=True)
