@@ -37,7 +37,14 @@ def learn(
 
     ``first``: the matrices inside the gradients are constants to the outer gradient; y and the inputs are not.
     """
-    return _Learn.apply(kind, x, target, weight, up, out, first)
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return _Learn.apply(kind, x, target, weight, up, out, first)
+    # The backward pass runs outside of the region, where nothing is cast: it has to find one type.
+    half = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        x, target, weight, up, out = (z.to(half) for z in (x, target, weight, up, out))
+        return _Learn.apply(kind, x, target, weight, up, out, first)
 
 
 def _slopes(kind: Kind, a: Tensor) -> tuple[Tensor, ...]:

@@ -29,6 +29,9 @@ class Context:
         if mask is None and reset is None:
             return Context(keep=keep)
         assert mask is not None or reset is not None
+        looking = mask is not None and reset is not None and not torch.compiler.is_compiling()
+        if looking and bool((reset & ~mask).any()):  # type: ignore[operator]
+            raise ValueError("reset is set where mask is False: mark the first real token of the document instead")
         real = torch.ones_like(reset) if mask is None else mask  # type: ignore[arg-type]
         order = (~real).long().argsort(dim=1, stable=True)
         count = real.sum(1)

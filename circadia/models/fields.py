@@ -5,6 +5,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from transformers.utils import logging
 
 from circadia.memory import RULES, Rule
@@ -80,4 +81,11 @@ def changed_rule(rule: Rule, settings: dict[str, Any]) -> Rule:
         if name not in own:
             raise ValueError(f"rules.{rule.name}.{name} is unknown; use one of {', '.join(own)}")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
+    kinds: dict[str, Any] = {f.name: f.type for f in fields(rule)}
+    for name, value in values.items():
+        try:
+            TypeAdapter(kinds[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ValueError(f"rules.{rule.name}.{name}={value!r}: {said[0].lower()}{said[1:]}") from None
     return replace(rule, **values)

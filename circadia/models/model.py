@@ -120,6 +120,10 @@ class HopeModel(HopePreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if not x.shape[1]:
+            raise ValueError("the input holds no token: give at least one")
+        if reset is not None and reset.shape != x.shape[:2]:
+            raise ValueError(f"reset is {tuple(reset.shape)}: it must be {tuple(x.shape[:2])} (batch, tokens)")
         mask = None
         if attention_mask is not None:
             if attention_mask.ndim != 2:
@@ -132,6 +136,11 @@ class HopeModel(HopePreTrainedModel):
         if cache is not None and not isinstance(cache, HopeCache):
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}: pass circadia.models.HopeCache(config.num_hidden_layers)"
+            )
+        if cache is not None and len(cache.layers) != len(self.layers):
+            raise ValueError(
+                f"past_key_values has {len(cache.layers)} layers, this model {len(self.layers)}: pass "
+                "circadia.models.HopeCache(config.num_hidden_layers)"
             )
         if cache is None and use_cache:
             cache = HopeCache(self.config.num_hidden_layers)
@@ -213,10 +222,11 @@ class HopeForCausalLM(HopePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        reset: Tensor | None = None,  # by name: the Trainer of transformers drops what it does not find here
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the next-token loss if labels are given."""
-        reset, position_ids = kwargs.pop("reset", None), kwargs.pop("position_ids", None)
+        position_ids = kwargs.pop("position_ids", None)
         learner = self if self.config.learns_from_loss else None
         out = self.model(
             input_ids,

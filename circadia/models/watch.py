@@ -91,8 +91,9 @@ class _Rule:
         if self.first is None:  # a reset later in the row starts from here again
             self.first = weights_only(state)
         self.last = weights_only(new)
+        mask = how.get("mask")  # padding is not surprised
         self.total = self.total + surprise.sum()
-        self.count += surprise.numel()
+        self.count += surprise.numel() if mask is None else int(mask.sum()) * surprise.shape[1]
         return y, new
 
     def moved(self) -> Tensor:

@@ -63,6 +63,11 @@ class Combined(Optimizer):
             part.step()
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """By the parts, one of which may hold more than gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, with its own types."""

@@ -63,6 +63,11 @@ class DGD(Base):
         own = {name: getattr(self, name) for name in ("model", "seen", "hooks", "outputs", "process_group")}
         return {**super().__getstate__(), **own}
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and the samples that they came from."""
+        super().zero_grad(set_to_none)
+        self.seen.clear()
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for hook in self.hooks:

@@ -3,7 +3,8 @@
 checkpoints/step-00000200/       the newest; step-00000200-0003 stands after 3 parts of step 201
     model/                       as `save_pretrained` leaves it (from many processes: dcp/, which holds all)
     optimizer.safetensors
-    rest-0.safetensors           of process 0: random numbers, place in the data, carried memories, open gradients
+    rest-0.safetensors           of process 0: random numbers, place in the data, carried memories, open gradients and
+                                 what an optimizer has seen beside them
     state.json                   numbers
 checkpoints/best-00000150/       the model with the lowest held-out loss, for from_pretrained
 """
@@ -27,6 +28,7 @@ from torch.optim import Optimizer
 from transformers.utils import logging
 
 from circadia.files import sync
+from circadia.optim import DGD
 from circadia.train.distributed import World, like, whole
 
 Tensors = dict[str, Tensor]
@@ -43,7 +45,7 @@ class Checkpoints:
         self.folder, self.world = run / "checkpoints", world
         if world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote
+            for leftover in self.folder.glob(".new-*"):  # of a process that was killed while it wrote
                 shutil.rmtree(leftover)
         world.wait()
 
@@ -154,6 +156,29 @@ def restore_optimizer(
         optimizer.state[p][key] = value
     if isinstance(inner := getattr(optimizer, "inner", None), Optimizer):
         restore_optimizer(inner, params, tensors, numbers, prefix + "inner/")
+
+
+def samples(optimizer: Optimizer) -> Tensors:
+    """What DGD has seen since its last step, by layer: between parts of a step, or inside a period of CMS."""
+    found: Tensors = {}
+    for part in _watching(optimizer):
+        names = {layer: name for name, layer in part.model.named_modules()}
+        found |= {f"{names[layer]}/{what}": x for layer, sums in part.seen.items() for what, x in sums.items()}
+    return found
+
+
+def restore_samples(optimizer: Optimizer, tensors: Tensors) -> None:
+    """Take up what `samples` gave."""
+    for part in _watching(optimizer):
+        layers: dict[str, Any] = dict(part.model.named_modules())
+        for key, x in tensors.items():
+            name, _, what = key.rpartition("/")
+            part.seen.setdefault(layers[name], {})[what] = x.to(layers[name].weight.device)
+
+
+def _watching(optimizer: Any) -> list[DGD]:
+    inner = getattr(optimizer, "inner", optimizer)
+    return [part for part in getattr(inner, "parts", [inner]) if isinstance(part, DGD)]
 
 
 def random_state() -> tuple[Tensors, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The configuration of a run: a YAML or TOML file, `key=value` overrides on top, every field checked."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,20 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-8 for a text: here it is the number that it is in TOML, JSON and YAML 1.2."""
+
+
+class _Writer(yaml.SafeDumper):
+    """What looks like such a number but is a text gets quotes."""
+
+
+for _each in (_Reader, _Writer):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 class _Part(BaseModel):
@@ -159,7 +174,7 @@ def load(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]
         if not separator or not key:
             raise ValueError(f"{text!r} is no override: write key=value, such as optim.lr=3e-4")
         try:
-            _set(tree, key.split("."), yaml.safe_load(value))
+            _set(tree, key.split("."), yaml.load(value, _Reader))
         except yaml.YAMLError as error:
             raise ValueError(f"{text!r}: the value is no YAML ({error})") from error
     return _validated(tree).checked()
@@ -167,7 +182,7 @@ def load(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]
 
 def dump(config: TrainConfig) -> str:
     """As YAML that `load` reads back to an equal configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_Writer, sort_keys=False, allow_unicode=True)
 
 
 def changed(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -183,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a configuration ends in .yaml, .yml or .toml")
     text = path.read_text(encoding="utf-8")
     try:
-        tree = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        tree = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Reader)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(tree, dict):

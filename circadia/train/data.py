@@ -49,8 +49,15 @@ class Batch:
 Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def cut(tokens: np.ndarray, marks: np.ndarray, widths: np.ndarray | None, length: int, reset: bool) -> Row:
-    """A row from up to length + 1 tokens and the marks of those that open documents."""
+def cut(
+    tokens: np.ndarray,
+    marks: np.ndarray,
+    widths: np.ndarray | None,
+    length: int,
+    reset: bool,
+    fresh: bool = True,
+) -> Row:
+    """A row from up to length + 1 tokens and the marks of those that open documents; ``fresh``: nothing goes on."""
     inputs, labels = np.zeros(length, np.int64), np.full(length, IGNORED, np.int64)
     inside, wide = np.zeros(length, bool), np.zeros(length, np.int64)
     known = len(tokens) - 1
@@ -58,7 +65,8 @@ def cut(tokens: np.ndarray, marks: np.ndarray, widths: np.ndarray | None, length
     labels[:known] = tokens[1:]
     wide[:known] = 1 if widths is None else widths[1:]
     if reset:
-        inside[1 : len(marks)] = marks[1:length]  # a row starts fresh anyway, or goes on where it was cut
+        inside[: len(marks)] = marks[:length]
+        inside[0] &= not fresh  # a fresh row needs no mark; a memory that is carried may have to end here
         labels[:known][marks[1:]] = IGNORED
         wide[:known][marks[1:]] = 0
     return inputs, labels, inside, wide
@@ -107,9 +115,9 @@ class Rows(Dataset):
         rows, fresh = self.order.batch_at(position)
         rank, size = self.share
         each = len(rows) // size
-        return stack([self.row(i) for i in rows[rank * each : (rank + 1) * each]], fresh)
+        return stack([self.row(i, fresh) for i in rows[rank * each : (rank + 1) * each]], fresh)
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int, fresh: bool = True) -> Row:
         """The last one may be shorter than the others; what it lacks is not predicted."""
         begin = number * self.length
         tokens = self.corpus.tokens[begin : begin + self.length + 1]
@@ -117,7 +125,7 @@ class Rows(Dataset):
         first, last = np.searchsorted(self.corpus.starts, [begin, begin + len(tokens)])
         marks = np.zeros(len(tokens), bool)
         marks[self.corpus.starts[first:last] - begin] = True
-        return cut(tokens, marks, widths, self.length, self.reset)
+        return cut(tokens, marks, widths, self.length, self.reset, fresh)
 
 
 class Batches:
@@ -149,6 +157,7 @@ class Batches:
                 sampler=positions,
                 num_workers=data.workers,
                 collate_fn=corpora._as_it_is,
+                generator=torch.Generator(),
             )
         )
 
@@ -193,7 +202,7 @@ def held_out_batches(
         for step in range(longest):
             places = [begin + step if begin + step < end else None for begin, end in own]
             places += [None] * (-(-streams // size) - len(own))
-            yield stack([_row(reader, place) for place in places], fresh=step == 0)
+            yield stack([_row(reader, place, step == 0) for place in places], fresh=step == 0)
         return
     chosen: list[int | None] = [i * count // wanted for i in range(wanted)]
     chosen += [None] * (-wanted % (rows * size) if size > 1 else 0)
@@ -201,9 +210,9 @@ def held_out_batches(
         yield stack([_row(reader, place) for place in chosen[begin : begin + rows]])
 
 
-def _row(reader: Rows, place: int | None) -> Row:
+def _row(reader: Rows, place: int | None, fresh: bool = True) -> Row:
     nothing = np.zeros(1, np.int64)
-    return reader.row(place) if place is not None else cut(nothing, nothing > 0, None, reader.length, False)
+    return reader.row(place, fresh) if place is not None else cut(nothing, nothing > 0, None, reader.length, False)
 
 
 class Stream:

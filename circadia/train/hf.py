@@ -33,7 +33,7 @@ class PackedRows(Dataset):
 
     def __init__(self, corpus: Corpus, length: int) -> None:
         self.rows = Rows(corpus, Order(1, 1, 0, False), length, True)
-        self.count = (len(corpus) - 1) // length
+        self.count = max(0, (len(corpus) - 1) // length)
 
     def __len__(self) -> int:
         return self.count

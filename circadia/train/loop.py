@@ -370,6 +370,7 @@ class Run:
         place = self.place
         place.data, tensors = self.batches.state()
         rest = {f"data/{name}": value for name, value in tensors.items()}
+        rest |= {f"samples/{name}": value for name, value in checkpoint.samples(self.optimizer).items()}
         seen = {}
         for index, cache in self.caches.items():
             for i, layer in enumerate(cache.layers):
@@ -408,6 +409,8 @@ class Run:
             )
         if self.now.data.carry and not same:
             raise ValueError(f"data.carry: each process holds its memories; resume with {numbers['processes']} again")
+        if same:
+            checkpoint.restore_samples(self.optimizer, parts.get("samples", {}))
         for key, count in numbers["seen"].items():
             index, layer = key.split("/")
             cache = self.caches.setdefault(int(index), HopeCache(self.net.config.num_hidden_layers))
@@ -484,6 +487,8 @@ def _check(net: Any, now: TrainConfig, world: World) -> None:
             f"train.batch={now.train.batch} cannot be divided into {world.size} processes with parts of "
             f"train.micro={now.train.micro or own} rows"
         )
+    if now.data.reset and getattr(net.config, "learns_from_loss", False):
+        raise ValueError("data.reset=true: cms_signal='loss' takes no marks of documents; set data.reset=false")
     if now.data.reset and not make.takes_reset(net):
         raise ValueError(f"data.reset=true: {type(net).__name__} takes no marks of documents; set data.reset=false")
     if now.data.carry:

@@ -151,6 +151,10 @@ def optimizer(net: nn.Module, part: OptimPart) -> Optimizer:
         group["initial_lr"] = group["lr"]
     if not part.periods:
         return made
+    names = [name for name, _ in net.named_parameters()]
+    for pattern in part.periods:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"optim.periods: {pattern!r} fits no parameter: the names are such as {names[0]!r}")
     parts = [_by_period(one, net, part.periods) for one in getattr(made, "parts", [made])]
     return CMS(parts[0] if len(parts) == 1 else Combined(parts), unit="token")
 

@@ -14,14 +14,15 @@ def write(run: Path, config: TrainConfig, facts: dict[str, Any]) -> Path:
     """report.md, with loss.png and levels.png where matplotlib is installed."""
     lines = read(run)
     steps = [line for line in lines if line["kind"] == "step"]
-    evals = [line for line in lines if line["kind"] == "eval"]
+    # What was not finite the log has as null.
+    evals = [{n: math.nan if x is None else x for n, x in line.items()} for line in lines if line["kind"] == "eval"]
     skipped = sum(line["skipped"] for line in steps)
     seconds = sum(line["seconds"] for line in steps)
     waited = sum(line["waited"] for line in steps)
     tokens = sum(line["tokens"] for line in steps)
     text = [f"# {run.name}", ""]
     if evals:
-        best = min(evals, key=lambda line: line["loss"])
+        best = min(evals, key=lambda line: math.inf if math.isnan(line["loss"]) else line["loss"])
         text += [
             f"Held-out bits per byte {evals[-1]['bits_per_byte']:.4f} (perplexity {evals[-1]['perplexity']:.3f} per "
             f"token) after {evals[-1]['step']} steps; best {best['bits_per_byte']:.4f} after {best['step']}.",

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import lzma
+import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,6 +24,12 @@ def _zstd(path: Path) -> IO[bytes]:
     except ImportError as error:
         raise ValueError(f"{path}: reading .zst needs a package: pip install zstandard") from error
     return io.BufferedReader(zstandard.open(path, "rb"))  # its own reader knows no lines
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What damaged files raise; a .zst where one was opened."""
+    zstd = [sys.modules["zstandard"].ZstdError] if "zstandard" in sys.modules else []
+    return EOFError, OSError, lzma.LZMAError, zlib.error, *zstd
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
@@ -140,7 +148,7 @@ def _read(name: str, file: Path, text: str) -> Iterator[Document]:
         raise ValueError(f"data.path: {file} is no UTF-8 text ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"data.path: {file} holds a line that is no JSON ({error})") from error
-    except (EOFError, OSError, lzma.LZMAError) as error:
+    except _damage() as error:
         raise ValueError(f"data.path: {file} cannot be read ({error})") from error
 
 
@@ -163,6 +171,12 @@ def _record(name: str, record: Any, text: str) -> Document:
     if not isinstance(record, dict) or not isinstance(record.get(text), str):
         known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"data.text={text!r}: {name} has no such text; its fields are: {known}")
+    try:
+        record[text].encode()
+    except UnicodeEncodeError as error:  # "\ud800" is JSON, but no text
+        raise ValueError(
+            f"data.text={text!r}: {name} holds half a character at {error.start} ({error.reason}): mend this record"
+        ) from error
     return Document(name, record[text], {key: value for key, value in record.items() if key != text})
 
 

@@ -56,10 +56,10 @@ class Tokenizer:
         return known.get(END) if self._fast.eos_token_id is None else self._fast.eos_token_id
 
     def fingerprint(self) -> str:
-        """Changes with the vocabulary and the rules."""
+        """Changes with the vocabulary, the rules, and the end of documents, which the backend does not know."""
         if self.bytes:
             return "bytes"
-        return hashlib.sha256(self._fast.backend_tokenizer.to_str().encode()).hexdigest()
+        return hashlib.sha256(f"{self._fast.backend_tokenizer.to_str()} {self.end}".encode()).hexdigest()
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, and the bytes of text that each stands for: they add up to those of the text."""

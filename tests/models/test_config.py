@@ -49,6 +49,14 @@ BAD: list[tuple[dict, str]] = [
     ({"rules": {"titans": {}}}, "rules: no mixer of this model writes by 'titans'; use one of gated_deltanet"),
     ({"rules": {"gated_deltanet": {"decay": 1}}}, r"rules\.gated_deltanet\.decay is unknown; use one of"),
     ({"rules": {"self_modifying": {"static": ["w"]}}, "mixers": ["self_modifying"]}, "static='w' is unknown"),
+    (
+        {"rules": {"titans": {"clip": "1"}}, "mixers": ["titans"]},
+        r"rules\.titans\.clip='1': input should be a valid num",
+    ),
+    (
+        {"rules": {"self_modifying": {"static": "k"}}, "mixers": ["self_modifying"]},
+        r"static='k': input should be a .*tup",
+    ),
     ({"rules": [3]}, "'rules'"),
     ({"dropout": 0.1}, "dropout=0.1: HopeConfig has no such field: leave it out"),
     ({"hiden_size": 64}, "hiden_size=64: HopeConfig has no such field: did you mean hidden_size"),

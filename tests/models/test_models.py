@@ -135,6 +135,21 @@ def test_everything_learns(kind: str) -> None:
         assert torch.equal(model.train()(x).logits, model.eval()(x).logits)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "periods" in KINDS[kind]])
+def test_levels_learn_under_autocast(kind: str) -> None:
+    """Products in bfloat16, a backward pass outside: the gradients are those of float32, up to rounding."""
+    model, x = make(kind).float(), tokens(2, 40)
+    found = []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model(x, labels=x).loss
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if ".levels." in n]))
+    assert torch.isfinite(found[1]).all() and not torch.equal(*found)
+    assert torch.cosine_similarity(*found, dim=0) > 0.99
+
+
 @every_kind
 def test_nothing_is_seen_before_it_comes(kind: str) -> None:
     """Another token changes the logits from its place on and none before, at the borders of chunks and segments too."""
@@ -324,6 +339,14 @@ def test_wrong_calls() -> None:
         (dict(), "exactly one of input_ids and inputs_embeds"),
         (dict(input_ids=x, attention_mask=torch.ones(2, 5)), "attention_mask covers 5 tokens, the input has 8"),
         (dict(input_ids=x, past_key_values=DynamicCache()), "past_key_values is a DynamicCache: pass circadia.models"),
+        (dict(input_ids=x, past_key_values=HopeCache(1)), "past_key_values has 1 layers, this model 2: pass"),
+        (dict(input_ids=x[:, :0]), "the input holds no token"),
+        (dict(input_ids=x, reset=torch.ones(2, 5)), r"reset is \(2, 5\): it must be \(2, 8\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
+    first = torch.zeros(2, 8, dtype=torch.bool)
+    first[0, 2] = True
+    for kind in ("attention", "linear", "lstm"):
+        with pytest.raises(ValueError, match="reset is set where"):
+            make(kind, periods=[4])(x, attention_mask=padded, reset=first)

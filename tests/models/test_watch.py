@@ -77,18 +77,19 @@ def test_levels_that_learn_from_the_loss_are_surprised_by_it():
     assert found["cms-4"]["update"] > 0 and found["self_modifying"]["surprise"] != pytest.approx(loss)
 
 
-def test_borders_of_documents_surprise_nobody():
+@pytest.mark.parametrize(("kind", "memory"), [("levels", "self_modifying"), ("titans_mac", "titans")])
+def test_borders_of_documents_surprise_nobody(kind, memory):
     """A row of two documents is as surprised as the two alone."""
-    model, x = make("levels"), tokens(1, 24)
+    model, x = make(kind), tokens(1, 24)
     reset = torch.zeros(1, 24, dtype=torch.bool)
     reset[0, 8] = True
     both, first, second = watch(model, x, reset), watch(model, x[:, :8]), watch(model, x[:, 8:])
-    for level in ("cms-4", "cms-8"):
+    for level in ("cms-4", "cms-8") if kind == "levels" else ():
         mean = (7 * first[level]["surprise"] + 15 * second[level]["surprise"]) / 22
         assert both[level]["surprise"] == pytest.approx(mean, rel=1e-4)
         assert both[level]["update"] == pytest.approx(second[level]["update"], rel=1e-4)
-    mean = (8 * first["self_modifying"]["surprise"] + 16 * second["self_modifying"]["surprise"]) / 24
-    assert both["self_modifying"]["surprise"] == pytest.approx(mean, rel=1e-4)
+    mean = (8 * first[memory]["surprise"] + 16 * second[memory]["surprise"]) / 24
+    assert both[memory]["surprise"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_nothing_is_compiled_anew_for_it(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 
-from circadia.optim import DGD
+from circadia.optim import DGD, Combined
 from circadia.optim.general import dgd
 from tests.optim.cases import Net
 
@@ -115,6 +115,25 @@ def test_accumulated_batches_and_padding() -> None:
         optimizer.step()
     assert torch.allclose(models[0].weight, models[1].weight)
     assert torch.allclose(models[0].weight, models[2].weight)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_step_that_is_not_taken_leaves_nothing(combined: bool) -> None:
+    """Gradients that are thrown away take their samples with them: those of a bad batch would spoil the weights."""
+    torch.manual_seed(0)
+    models = [nn.Linear(5, 4, dtype=D) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(8, 5, dtype=D)
+    for model, bad in zip(models, (False, True)):
+        optimizer: torch.optim.Optimizer = DGD(model, params=[model.weight], lr=0.3)
+        if combined:
+            optimizer = Combined([optimizer, torch.optim.SGD([model.bias], lr=0.3)])
+        if bad:
+            model(x * torch.nan).sum().backward()
+            optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(models[0].weight, models[1].weight)
 
 
 @pytest.mark.parametrize(("erase", "share"), [(1.0, 0.5), (0.0, 1.0)])

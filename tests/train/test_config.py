@@ -17,6 +17,13 @@ def test_yaml_toml_and_overrides_say_the_same(tmp_path):
     found = [load(tmp_path / "a.yaml"), load(tmp_path / "a.toml"), load(None, asked)]
     assert found[0] == found[1] == found[2]
     assert (found[0].optim.lr, found[0].data.length) == (3e-4, 64)
+    numbers = load(
+        BASE, ["optim.settings.eps=1e-8", "model.config.cms_rate=.5E1", "train.tokens=2e7", "data.path='1e3'"]
+    )
+    assert numbers.optim.settings == {"eps": 1e-8} and numbers.model.config == {"cms_rate": 5.0}
+    assert numbers.train.tokens == 20_000_000
+    (tmp_path / "numbers.yaml").write_text(dump(numbers))
+    assert load(tmp_path / "numbers.yaml") == numbers
     over = load(tmp_path / "a.yaml", ["data.heldout=[a*, 'author=B']", "optim.settings.betas=[0.9, 0.9]", "seed=3"])
     assert (over.data.heldout, over.optim.settings, over.seed) == (["a*", "author=B"], {"betas": [0.9, 0.9]}, 3)
     assert sorted(changed(found[0], over)) == ["data.heldout", "optim.settings.betas", "seed"]

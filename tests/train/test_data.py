@@ -93,6 +93,27 @@ def test_it_goes_on_anywhere_with_other_workers(text, kind, at):
     assert all(map(same, want, take(make(kind, text, workers=1, state=state, carry=carry), 20)))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["rows", "stream"])
+def test_reading_takes_no_random_numbers_from_the_model(text, kind, workers):
+    """Else a run that is resumed, and so makes its readers anew, would draw other ones for dropout."""
+    before = torch.get_rng_state()
+    take(make(kind, text, workers=workers), 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_document_that_begins_with_a_row_does_not_go_on_in_the_carried_memory():
+    corpus = Corpus(np.arange(65, dtype=np.uint8), np.array([0, 16, 40, 48]), np.ones(65, np.uint8))
+    data = DataPart(path="x", length=16, carry=True)
+    held = list(held_out_batches(corpus, data, 1, 0))
+    batches = Batches(corpus, data, 1, 0)
+    for found in (held, take(batches, 4)):
+        marks = [[] if b.reset is None else b.reset[0].nonzero().flatten().tolist() for b in found]
+        assert marks == [[], [0], [8], [0]] and [b.fresh for b in found] == [True, False, False, False]
+    plain = Batches(corpus, DataPart(path="x", length=16), 4, 0)
+    assert next(plain).reset.nonzero()[:, 1].tolist() == [8]  # every row starts fresh
+
+
 @pytest.mark.parametrize("kind", ["rows", "stream"])
 def test_processes_share_the_batches_of_one(text, kind):
     whole = take(make(kind, text), 5)
@@ -213,6 +234,19 @@ def test_tokens_of_any_size_come_back_from_the_cache(vocabulary, text):
     assert np.array_equal(train.tokens, np.concatenate(want)) and train.tokens.dtype == np.uint16
     assert train.starts.tolist() == [0, *itertools.accumulate(len(one) for one in want[:-1])]
     assert held.widths.sum() == (text / "1.txt").stat().st_size
+
+
+def test_another_end_of_documents_is_another_cache(vocabulary, text, tmp_path):
+    """As a base model and its instructed one have it: one vocabulary, two ends."""
+    theirs = AutoTokenizer.from_pretrained(vocabulary)
+    theirs.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    last = []
+    for end in (theirs.eos_token, "<|turn|>"):
+        theirs.eos_token = end
+        theirs.save_pretrained(tmp_path / end.strip("<|>"))
+        tokenizer = Tokenizer(str(tmp_path / end.strip("<|>")))
+        last.append(prepare(Source((str(text),)), tokenizer, 0.0)[0].tokens[-1])
+    assert last == [theirs.get_vocab()[name] for name in ("<|end|>", "<|turn|>")]
 
 
 def test_tokenizer_mistakes(tmp_path, text):

@@ -40,6 +40,23 @@ def test_rows_and_weights_are_those_of_our_own_loop(text, tmp_path, config):
         assert made.model(**item).loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_the_trainer_hands_on_where_documents_begin(text, tmp_path):
+    """Out of a row it drops what is not named in the model's `forward`."""
+    made = trainer(text, tmp_path, max_steps=1)
+    for loader, rows in (
+        (made.get_train_dataloader(), made.train_dataset),
+        (made.get_eval_dataloader(), made.eval_dataset),
+    ):
+        marks = sum(int(rows[i]["reset"].sum()) for i in range(len(rows)))
+        assert sum(int(batch["reset"].sum()) for batch in loader) == marks
+        assert marks == (3 if rows is made.train_dataset else 0)
+
+
+def test_nothing_held_out(text, tmp_path):
+    made = hf_trainer("hope/tiny", str(text), length=32, changes=CHANGES, heldout=0.0, output_dir=str(tmp_path))
+    assert made.eval_dataset is None and len(made.train_dataset) > 3
+
+
 def test_logs_have_levels_and_bits_per_byte(text, tmp_path):
     made = trainer(text, tmp_path, max_steps=4, logging_steps=4, eval_strategy="steps", eval_steps=4, seed=1)
     made.train()

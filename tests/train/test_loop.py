@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from circadia.models import HopeForCausalLM
 from circadia.optim import OPTIMIZERS
-from circadia.train import Diverged, load, train
+from circadia.train import Diverged, load, report, train
 from circadia.train import loop as loop_file
 from circadia.train.config import dump
 from circadia.train.log import read
@@ -76,6 +76,17 @@ def test_the_report_says_what_was_done(learned):
     assert (result.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert f"circadia train {result.folder}/config.yaml out={result.folder}-again" in report
     assert load(result.folder / "config.yaml") == config
+
+
+def test_the_report_of_a_run_whose_evaluation_was_not_finite(learned, tmp_path):
+    """The log says null for it."""
+    config, result = learned
+    nothing = dict.fromkeys(("loss", "bits_per_byte", "perplexity"))
+    lines = [line | (nothing if (line["kind"], line["step"]) == ("eval", 60) else {}) for line in read(result.folder)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = {"parameters": 1, "processes": 1, "device": "cpu", "versions": ""}
+    text = report.write(tmp_path, config, facts).read_text()
+    assert "| 30 | " in text and "| 60 | nan | nan | nan |" in text and "after 30." in text
 
 
 def test_every_level_has_its_curves(config, tmp_path):
@@ -378,7 +389,12 @@ def test_going_on_from_a_folder_and_from_another_library(config, tmp_path, learn
         (["optim.name=adam"], "optimizer 'adam' is unknown: use one of adamw"),
         (["optim.name=torch.Adamm"], "is no optimizer of torch"),
         (["optim.settings.beta=3"], "do not fit AdamW"),
-        (["optim.periods={'x.*': 3}"], "no pattern fits"),
+        (["optim.periods={'x.*': 3, '*': 9}"], r"optim\.periods: 'x\.\*' fits no parameter"),
+        (
+            ["optim.periods={'model.*': 3}", "model.config.tie_word_embeddings=false"],
+            "no pattern fits 'lm_head.weight'",
+        ),
+        (["model.config.periods=[8]", "model.config.cms_signal=loss"], r"data\.reset=true: cms_signal='loss'"),
         (["train.device=gpu7"], r"train\.device='gpu7' cannot be used here"),
         (["data.carry=true", "model.config.mixers=[attention]"], "attention to everything would grow for ever"),
         (["model={path: ./nowhere}"], r"model\.path: \./nowhere: no such folder"),

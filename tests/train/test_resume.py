@@ -111,8 +111,9 @@ def test_killed_at_random_places_it_computes_the_same_bits(config, tmp_path, kin
     compare(config, whole)
 
 
-def test_it_goes_on_in_the_middle_of_a_step(config, tmp_path):
-    overrides = ["train.micro=1", "train.save_minutes=0", "train.tokens=384"]
+@pytest.mark.parametrize("optimizer", ["adamw", "dgd"])
+def test_it_goes_on_in_the_middle_of_a_step(config, tmp_path, optimizer):
+    overrides = ["train.micro=1", "train.save_minutes=0", "train.tokens=384", f"optim.name={optimizer}"]
     whole = config(*overrides, f"out={tmp_path / 'whole'}")
     train(whole)
     config = config(*overrides)
@@ -211,7 +212,9 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError):
         found.save("step-00000010", fail)
     assert found.latest().name == "step-00000009"
+    (found.folder / ".DS_Store").write_text("a file of somebody else's")
     again = checkpoint.Checkpoints(tmp_path, World(0, 1, torch.device("cpu")))
+    (found.folder / ".DS_Store").unlink()
     assert [path.name for path in again.folder.iterdir()] == ["step-00000009"]  # leftovers are gone
     for name in ("step-00000010", "step-00000010-0001", "best-00000010"):
         found.save(name, write)
