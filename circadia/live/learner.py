@@ -71,7 +71,7 @@ class Learner:
                 if self.journal
                 else f"{name}: {len(waiting)} experiences are in no version, and the journal is off: they are missing"
             )
-        if sleeping.unfinished(self):
+        if sleeping.stopped(self):
             self.found.append(f"{name}: a night was stopped and has changed nothing: sleep again, or take it up again")
 
     @classmethod

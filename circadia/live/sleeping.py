@@ -254,6 +254,11 @@ def unfinished(me: "Learner") -> dict[str, Any] | None:
     return {"number": last.number, **last.payload}
 
 
+def stopped(me: "Learner") -> bool:
+    """Is there a night to be taken up? Not while somebody writes this learner: he may be sleeping it."""
+    return unfinished(me) is not None and me.store.idle(me.store.row(me.name)["id"])
+
+
 def _unfinished(me: "Learner") -> tuple[int, dict[str, Any], Any]:
     told = unfinished(me)
     if told is None:

@@ -155,6 +155,14 @@ def test_reopened_it_goes_on_as_if_it_had_stayed(store, base):
     assert differing(stays, again) == []
 
 
+def test_a_retrofit_in_the_home_folder(store, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base.save_pretrained(tmp_path / "own", state=base.start(), base="copy")
+    Learner.create(store, "~/own", "ana").close()
+    with Learner.open(store, "ana", "~/own") as me:
+        assert me.observe(A).tokens == len(A)
+
+
 def test_another_base_is_refused(store, base):
     make(store, base, "ana").close()
     other = model()

@@ -176,7 +176,10 @@ def test_stopped_it_changes_nothing_and_goes_on_with_the_same_bits(store, base):
         count[0] += 1
         return count[0] > limit
 
-    assert me.sleep(SHORT, seed=5, stop=late).action == "stopped"
+    def looked(*step):  # who opens it meanwhile is not told that it was stopped
+        assert not any("a night was stopped" in text for text in Learner.open(store, "ana", base).found)
+
+    assert me.sleep(SHORT, seed=5, stop=late, progress=looked).action == "stopped"
     assert differing(me, before) == [] and len(me.versions()) == 1 and me.nights() == []
     seen = []
     assert me.sleep(resume=True, progress=lambda *s: seen.append(s)).action == "accept"
