@@ -31,7 +31,9 @@ STORY = "doctor demo models levels rules optimizers train retrofit tokenizer cha
 
 
 class _Commands(TyperGroup):
-    """A user's mistake, which the package reports as ValueError, is one line on stderr and exit code 2."""
+    """A user's mistake, which the package reports as ValueError, is one line on stderr and exit code 2; so is a file or
+    folder that cannot be read or written.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=STORY.split().index)
@@ -39,7 +41,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ValueError as error:
+        except BrokenPipeError:
+            raise  # nobody reads any more: click ends it
+        except (ValueError, OSError) as error:
             print(f"circadia: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(2) from error
 

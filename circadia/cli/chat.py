@@ -24,8 +24,11 @@ def chat(
     tokens: Annotated[int, typer.Option(min=1, help="Of an answer at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
     periods: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Of a new learner: tokens between updates, fastest first.")
-    ] = PERIODS,
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help=f"Of a new learner: tokens between updates, fastest first. Default {PERIODS}."
+        ),
+    ] = None,
 ) -> None:
     """Talk to a learner; /help says what else it understands. Lines may come from a pipe.
 
@@ -33,14 +36,11 @@ def chat(
     """
     from circadia.cli.talk import Talk
 
-    try:
-        with _learner(store, name, base, branch, periods) as me:
-            Talk(me, learn, tokens, temperature).run()
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with _learner(store, name, base, branch, periods) as me:
+        Talk(me, learn, tokens, temperature).run()
 
 
-def _learner(store: Path, name: str, base: str | None, branch: str, periods: str) -> Any:
+def _learner(store: Path, name: str, base: str | None, branch: str, periods: str | None) -> Any:
     """The one of this name, or a new one."""
     from circadia.live import Learner, Store
 
@@ -57,7 +57,12 @@ def _learner(store: Path, name: str, base: str | None, branch: str, periods: str
     settings: dict[str, Any] = {}
     if not (Path(base).expanduser() / "retrofit.json").is_file():
         try:
-            settings["periods"] = [int(part) for part in periods.split(",")]
+            settings["periods"] = [int(part) for part in (periods or PERIODS).split(",")]
         except ValueError:
             raise ValueError(f"--periods={periods!r}: give whole numbers such as 64,512") from None
-    return Learner.create(store, base, name, gate=GATE, key=_key(), **settings)
+    try:
+        return Learner.create(store, base, name, gate=GATE, key=_key(), **settings)
+    except ValueError as error:
+        if periods is not None or "levels learn in context already" not in str(error):
+            raise
+    return Learner.create(store, base, name, gate=GATE, key=_key())  # it has levels and periods of its own

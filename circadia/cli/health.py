@@ -116,8 +116,10 @@ def devices() -> dict[str, Any]:
 
 def compiler() -> dict[str, Any]:
     """Whether torch.compile can build its C++ code for the CPU."""
-    import torch
-
+    try:
+        import torch
+    except Exception:  # what is wrong with it stands with the hardware
+        return {"ok": False, "path": None, "problem": "torch cannot be imported", "fix": None}
     if " " in (place := str(Path(torch.__file__).parent)):
         return {
             "ok": False,

@@ -34,13 +34,10 @@ def _key() -> str | None:
 def _opened(store: Path, name: str, base: str | None = None, branch: str = "main") -> Iterator["Learner"]:
     from circadia.live import Learner
 
-    try:
-        with Learner.open(store, name, base, branch=branch, key=_key()) as found:
-            for text in found.found:
-                print(f"circadia: {text}", file=sys.stderr)
-            yield found
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with Learner.open(store, name, base, branch=branch, key=_key()) as found:
+        for text in found.found:
+            print(f"circadia: {text}", file=sys.stderr)
+        yield found
 
 
 @contextmanager
@@ -48,11 +45,8 @@ def _store(store: Path) -> Iterator[Any]:
     """For what needs no base."""
     from circadia.live import Store
 
-    try:
-        with Store.open(store, _key(), create=False) as found:
-            yield found
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with Store.open(store, _key(), create=False) as found:
+        yield found
 
 
 @learner.command()
@@ -95,24 +89,11 @@ def new(
         except ValueError:
             raise ValueError(f"--periods={periods!r}: give whole numbers such as 512,2048") from None
     given = {key: value for key, value in given.items() if value is not None}
-    try:
-        with Learner.create(
-            store,
-            base,
-            name,
-            tokenizer=tokenizer,
-            gate=gate,
-            journal=journal,
-            probes=probes or (),
-            key=_key(),
-            sleep=sleep,
-            rehearse=rehearse,
-            conversations=conversations,
-            **given,
-        ) as made:
-            show.status(made.status(), json)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with Learner.create(
+        store, base, name, tokenizer=tokenizer, gate=gate, journal=journal, probes=probes or (), key=_key(),
+        sleep=sleep, rehearse=rehearse, conversations=conversations, **given,
+    ) as made:  # fmt: skip
+        show.status(made.status(), json)
 
 
 @learner.command()
@@ -140,8 +121,9 @@ def observe(
         given.append(("stdin", sys.stdin) if file == "-" else (Path(file).name, Path(file)))
     with _opened(store, name, base, branch) as me:
         for usual, what in given:
-            found = me.observe(what, source or usual, trust, progress=not (quiet or json) and sys.stderr.isatty())
-            show.observed(found, source or usual, json)
+            named = usual if source is None else source
+            found = me.observe(what, named, trust, progress=not (quiet or json) and sys.stderr.isatty())
+            show.observed(found, named, json)
             if found.interrupted:
                 raise typer.Exit(130)
 
@@ -258,7 +240,7 @@ def set_(
 @learner.command()
 def versions(
     name: NAME,
-    limit: Annotated[int | None, typer.Option(help="Only the newest so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
     store: STORE = HERE,
     json: JSON = False,
 ) -> None:
@@ -367,12 +349,9 @@ def import_(
     """A learner out of a file, checked to the last hash."""
     from circadia.live import Store
 
-    try:
-        with Store.open(store, _key()) as found:
-            life = found.import_(file, name)
-            show.plain({"name": life.name, "base": life.base, "branches": life.branches}, json)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with Store.open(store, _key()) as found:
+        life = found.import_(file, name)
+        show.plain({"name": life.name, "base": life.base, "branches": life.branches}, json)
 
 
 @learner.command()

@@ -60,8 +60,14 @@ def retrofit(
         raise ValueError(f"{target} exists already: choose another folder")
     if wanted:
         assert target is not None
+        given = {"--periods": periods, "--layers": layers, "--rate": rate, "--decay": decay, "--context": context}
+        idle = [name for name, x in {**given, "--all-weights": all_weights, "--copy-base": copy_base}.items() if x]
+        if idle:
+            raise ValueError(f"{wanted[0]} writes what SRC has learned, with the settings it has: leave out {idle[0]}")
         _export(source, target, wanted[0], memory)
         return
+    if memory is not None:
+        raise ValueError("--memory: a new retrofit has learned nothing: leave it out, or add one of the exports")
     from circadia.models.retrofit import retrofit as make
 
     settings: dict[str, Any] = {"assign": _assignment(assign), "layers": _layers(layers), "context": context}

@@ -45,12 +45,15 @@ def serve(
 ) -> None:
     """Serve a base and its learners over HTTP, in the form that OpenAI's clients know."""
     import logging
+    import math
     import os
 
     _needed()
     from circadia.serve import Settings
     from circadia.serve.app import Server, Service
 
+    if not 0 <= cache < math.inf:
+        raise ValueError(f"--cache={cache:g}: give gigabytes, 0 or more")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = Settings(
         base=base, store=store, host=host, port=port, name=name, tokenizer=tokenizer, by_user=by_user,
@@ -58,11 +61,7 @@ def serve(
         readers=readers, teachers=teachers, sleepers=sleepers, watch=watch, queue=queue, seconds=seconds, tokens=tokens,
         rate=rate,
     )  # fmt: skip
-    try:
-        service = Service(settings, os.environ.get("CIRCADIA_KEY"))
-    except OSError as error:
-        raise ValueError(str(error)) from error
-    Server(service).run()
+    Server(Service(settings, os.environ.get("CIRCADIA_KEY"))).run()
 
 
 key = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of a server, each for some learners.")

@@ -39,7 +39,7 @@ def sleep(
     json: JSON = False,
 ) -> None:
     """Go over the day, and wake up as one new version if the guard lets it. Ctrl-C: nothing is changed."""
-    given = (preset, minutes, compute, fit, seed, change, filtered or None)
+    given = (preset, minutes, compute, fit, seed, change, filtered or None, None if days == 1 else days)
     if resume and any(x is not None for x in given):
         raise ValueError("--resume takes up a night as it was asked for: give no other settings with it")
     writes(page)
@@ -78,7 +78,10 @@ def _change(changes: dict[str, Any], word: str) -> None:
         value = text
     value = tuple(value) if isinstance(value, list) else value
     if name:
-        changes.setdefault(part, {})[name] = value
+        own = changes.setdefault(part, {})
+        if not isinstance(own, dict):
+            raise ValueError(f"--set={word!r}: {part}={own!r} is set already: give the one or the other")
+        own[name] = value
     else:
         changes[part] = value
 

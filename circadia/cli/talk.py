@@ -159,6 +159,8 @@ class Talk:
         """A file, once or several times."""
         given = shlex.split(need(rest, "FILE"))
         times = int(given.pop()) if len(given) > 1 and given[-1].isdigit() else 1
+        if times < 1:
+            raise ValueError(f"/read {rest}: give a number of times of at least 1")
         path = Path(given[0]).expanduser()
         if len(given) > 1 or not path.is_file():
             raise ValueError(f"/read {rest}: no such file; put a name with spaces in quotes")

@@ -18,7 +18,7 @@ from circadia.models.retrofit.learn import tokens_of
 if TYPE_CHECKING:
     from circadia.live.learner import Learner
 
-REMEMBERED = 1000  # answers of this process, for learners whose journal is off
+REMEMBERED = 1000  # answers of this process; with the journal off there are no others
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,20 @@ def _keep(me: "Learner", answer: Answer, source: str) -> Answer:
     """Into the journal, where it changes nothing; with the journal off, into this process's memory alone."""
     assert me._writer is not None
     if not me.journal:
-        me.answers[-1 - len(me.answers)] = answer = replace(answer, id=-1 - len(me.answers))
-        return answer
+        return _held(me, replace(answer, id=min(me.answers, default=0) - 1))
     told: dict[str, Any] = {"op": "answer", "text": answer.text, "tokens": answer.tokens, "prompt": answer.prompt}
     told |= {"asked": me.reader.words.decode(answer.prompt), "version": answer.version, "quotes": answer.quotes}
     at = position(me.state)
     number = me._writer.remember(commits.pack(told), source, 1.0, at, at, "chat").number
-    kept = replace(answer, id=number)
-    me.answers[number] = kept
+    return _held(me, replace(answer, id=number))
+
+
+def _held(me: "Learner", answer: Answer) -> Answer:
+    assert answer.id is not None
+    me.answers[answer.id] = answer
     if len(me.answers) > REMEMBERED:
         del me.answers[next(iter(me.answers))]
-    return kept
+    return answer
 
 
 def _observe(me: "Learner", form: str, data: Any, source: str, answer: Answer) -> None:

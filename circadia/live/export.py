@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import secrets
+import sqlite3
 import time as clock
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from circadia.live.errors import Damaged, StoreError, explained
 from circadia.live.packed import pack
 from circadia.live.sweep import ranges
 from circadia.live.verify import learner as faults
+from circadia.live.writer import named
 
 if TYPE_CHECKING:
     from circadia.live.store import Store
@@ -47,6 +50,8 @@ def write(store: "Store", owner: Any, path: Path) -> Exported:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     if path.is_dir():
         raise StoreError(f"path={path}: this is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise StoreError(f"path={path}: there is no folder {path.parent}: make it, or give another")
     with explained(path.parent), store.shared():
         try:
             with store.db.transaction():  # one moment of the learner's life
@@ -146,7 +151,11 @@ def read(store: "Store", path: Path, name: str | None, key: str | bytes | None) 
                     f"up to {VERSION}: give a file that `export` wrote, or update Circadia"
                 )
             return _take(store, path, file, rows, name, key)
-    except (zipfile.BadZipFile, KeyError, TypeError, IndexError, json.JSONDecodeError, EOFError) as error:
+    except (StoreError, OSError):
+        raise
+    # What is in it may be anything: broken packing, other types, values that no row can hold.
+    except (zipfile.BadZipFile, zlib.error, sqlite3.Error, EOFError, RuntimeError,
+            ValueError, LookupError, TypeError, AttributeError) as error:  # fmt: skip
         raise Damaged(f"{path} is damaged or no export ({error!r}): give a file that `export` wrote") from error
 
 
@@ -154,7 +163,7 @@ def _take(
     store: "Store", path: Path, file: zipfile.ZipFile, rows: dict[str, Any], name: str | None, key: str | bytes | None
 ) -> str:
     owner = {field: _in(value) for field, value in rows["owner"].items()}
-    name = name or owner["name"]
+    name = named("name", name or owner["name"])
     if name in store.learners():
         raise StoreError(f"name={name!r}: this store has a learner of this name: give another with name=...")
     seal = _seal(store, path, rows["seal"], key)

@@ -12,6 +12,7 @@ The plan stands in the log before anything is erased; a kill on the way is made 
 """
 
 import datetime
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -181,22 +182,26 @@ def _rebuild(me: "Learner", plan: Any, bases: Any) -> tuple[dict[int, int], int,
     writer = me._writer
     assert writer is not None
     home, made, count, held = me.branch_name, dict[int, int](), 0, []
-    done = {
-        int(v.notes.rpartition(" ")[2]): v.number
-        for v in me.store.versions(me.name)
-        if v.notes.startswith("rebuilt from ")
-    }
+    taken = {e.version for e in me.events("commit") if e.payload and "to" in e.payload}
+    done = {}  # what a kill left: old -> new version; its parent where the guard holds it
+    for version in me.store.versions(me.name):
+        if version.reason == "rebuilt" and (named := re.fullmatch(r"rebuilt from (\d+)", version.notes)):
+            done[int(named[1])] = version.number if version.number in taken else version.parent
     try:
         for branch, groups in plan.items():
             writer.branch_name = me.branch_name = branch
             me._load()
+            if me._at != bases[branch]:  # a kill came later: what has a version by now is not learned again
+                writer.rollback(bases[branch], "forget: from its begin", drops=False)
+                me._load()
             for old, some in groups:
                 if old in done or old in made:  # another branch came this way, or a kill interrupted it
                     target = made.get(old, done.get(old))
                     if target != me._at:
                         writer.rollback(target, "forget: the same way as another branch", drops=False)
                         me._load()
-                    made[old] = target  # type: ignore[assignment]
+                    if target is not None:
+                        made[old] = target
                     continue
                 for number in some:
                     count += _again(me, number)

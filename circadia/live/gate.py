@@ -51,12 +51,14 @@ class Gate:
     def __post_init__(self) -> None:
         for name in ("low", "high", "noise"):
             pair = tuple(getattr(self, name))
-            if len(pair) != 2 or pair[0] == pair[1]:
+            if len(pair) != 2 or not all(_number(x) for x in pair) or pair[0] == pair[1]:
                 raise ValueError(f"{name}={pair!r}: give where the weight begins to fall and where it is zero")
             object.__setattr__(self, name, pair)
         for name in ("new", "budget"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not _number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is outside [0, 1]")
+        if self.ngram is not None and (not isinstance(self.ngram, int) or self.ngram < 0):
+            raise ValueError(f"ngram={self.ngram!r} must be a whole number of tokens, or None")
         for name in ("remember", "window", "warmup", "patience"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
@@ -166,6 +168,10 @@ def of(given: "Gate | Mapping[str, Any] | bool | None") -> Gate | None:
         return Gate(**given)
     except TypeError as error:
         raise ValueError(f"gate={dict(given)!r}: {error}; see circadia.live.Gate") from None
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)
 
 
 def _fall(x: float, begin: float, end: float) -> float:

@@ -50,6 +50,12 @@ class Probe:
             raise ValueError(f"kind={self.kind!r} is no probe: use one of {', '.join(NEEDS)}")
         if self.action not in ACTIONS:
             raise ValueError(f"action={self.action!r}: use hold or rollback")
+        object.__setattr__(self, "name", str(self.name))
+        for name in ("text", "question", "answer"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a text, in YAML in quotes")
+        if isinstance(self.choices, str) or not all(isinstance(one, str) for one in self.choices):
+            raise ValueError(f"choices={self.choices!r}: give a list of texts, in YAML in quotes")
         object.__setattr__(self, "choices", tuple(self.choices))
         for name in NEEDS[self.kind]:
             if not getattr(self, name):
@@ -58,7 +64,8 @@ class Probe:
             raise ValueError(f"a probe of kind {self.kind!r} needs a bound: {' or '.join(sorted(BOUNDS[self.kind]))}")
         for name in ("max", "rise"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+            odd = isinstance(value, bool) or not isinstance(value, (int, float, type(None)))
+            if odd or not math.isfinite(value or 0):
                 raise ValueError(f"{name}={value!r} must be a number")
 
 

@@ -71,7 +71,7 @@ class Learner:
                 if self.journal
                 else f"{name}: {len(waiting)} experiences are in no version, and the journal is off: they are missing"
             )
-        if sleeping.unfinished(self):
+        if sleeping.stopped(self):
             self.found.append(f"{name}: a night was stopped and has changed nothing: sleep again, or take it up again")
 
     @classmethod
@@ -229,16 +229,26 @@ class Learner:
         with self._lock:
             try:
                 if self._writer is None:
-                    self._writer = self._stack.enter_context(self.store.writer(self.name, self.branch_name))
-                    self._state = None
-                    forgetting.resume(self)
-                    commits.catch_up(self)
+                    self._begin()
+                assert self._writer is not None
                 yield self._writer
             except BaseException as error:
                 # A user's mistake leaves the state as it was; after anything else, what is on disk counts.
                 if not isinstance(error, ValueError) or self.unsaved.torn:
                     self._drop()
                 raise
+
+    def _begin(self) -> None:
+        """Take the right to write, and bring to its end what a kill left; it is as before where that fails."""
+        try:
+            self._writer = self._stack.enter_context(self.store.writer(self.name, self.branch_name))
+            self._state = None
+            self.guard = Guard(self.reader, probes_of(commits.latest_probes(self.store, self.name)))
+            forgetting.resume(self)
+            commits.catch_up(self)
+        except BaseException:
+            self._drop()
+            raise
 
     # Life
 
@@ -342,10 +352,12 @@ class Learner:
 
         Sums, clocks and the gate's memory are one group, "other".
         """
-        now = self.version
-        if b is None and now is None:
-            raise StoreError("b: there is no current version to compare with: give one")
-        return self.store.diff(self.name, a, now.number if b is None and now else b or a, status.group)
+        if b is None:
+            now = self.version
+            if now is None:
+                raise StoreError("b: there is no current version to compare with: give one")
+            b = now.number
+        return self.store.diff(self.name, a, b, status.group)
 
     def rollback(self, version: int | None, reason: str = "rollback") -> Version | None:
         """Go back (or forth) to a version; None is the base. What is open is dropped."""

@@ -105,7 +105,7 @@ def again(life: Any, base: Any) -> Reader:
         own = config["native"]
         model = native(object_, chunk=own["chunk"], context=own["context"])
         model.source = config["base"]
-    elif _folder(given) and (Path(given) / "retrofit.json").is_file():
+    elif _folder(given) and (Path(given).expanduser() / "retrofit.json").is_file():
         with _quiet():
             model = retrofit(given)
     else:

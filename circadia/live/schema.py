@@ -116,6 +116,16 @@ class Database:
                     self.connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads one moment, whatever others write meanwhile."""
+        with self._mine():
+            self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self.connection.execute("ROLLBACK")
+
     def run(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """One statement."""
         with self._mine():

@@ -211,28 +211,33 @@ def asked_for(
         found = found.but(**changes)
     except TypeError as error:
         raise ValueError(f"sleep: {error}; see circadia.sleep.Settings") from None
-    if minutes is not None and (isinstance(minutes, bool) or not minutes > 0):
+    if minutes is not None and not _above(minutes):
         raise ValueError(f"minutes={minutes!r} must be above 0")
     if isinstance(compute, str):
         share, _, unit = compute.partition(" ")
         try:
-            fine = unit in ("day", "days") and float(share) > 0
+            fine = unit in ("day", "days") and _above(float(share))
         except ValueError:
             fine = False
     else:
-        fine = compute is None or (not isinstance(compute, bool) and compute > 0)
+        fine = compute is None or _above(compute)
     if not fine:
         raise ValueError(f"compute={compute!r}: give tokens, where one that is learned counts 3, or '0.5 days'")
     for name, value, least in (("seed", seed, 0), ("days", days, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
     if fit is not None:
-        if isinstance(fit, bool) or not isinstance(fit, (int, float)) or not 0 < fit < math.inf:
+        if not _above(fit):
             raise ValueError(f"fit={fit!r} must be above 0: so many days of reading, such as 2")
         fitted(found, 1, fit)  # refuses what cannot be cut to a price
     return {
         "settings": found.to_dict(), "minutes": minutes, "compute": compute, "seed": seed, "days": days, "fit": fit
     }  # fmt: skip
+
+
+def _above(value: Any) -> bool:
+    """Is it a number, and above 0?"""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < value < math.inf
 
 
 def unfinished(me: "Learner") -> dict[str, Any] | None:
@@ -247,6 +252,11 @@ def unfinished(me: "Learner") -> dict[str, Any] | None:
     if any(e.payload and e.payload["version"]["reason"].startswith("sleep: ") for e in later):
         return None
     return {"number": last.number, **last.payload}
+
+
+def stopped(me: "Learner") -> bool:
+    """Is there a night to be taken up? Not while somebody writes this learner: he may be sleeping it."""
+    return unfinished(me) is not None and me.store.idle(me.store.row(me.name)["id"])
 
 
 def _unfinished(me: "Learner") -> tuple[int, dict[str, Any], Any]:

@@ -79,6 +79,8 @@ class Words:
             return list(text.encode("utf-8", "surrogateescape"))
         if self.fast is None:
             raise ValueError("this learner has no tokenizer and takes tokens only: give tokenizer=... when it is made")
+        # Bytes that are no UTF-8 came in as halves of surrogate pairs, which no tokenizer takes.
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if self._lead:  # tokenized after a newline, of which nothing is kept
             lead = self._encode("\n")
             found = self._encode("\n" + text)
@@ -108,7 +110,10 @@ class Words:
                 )
         if self.templated:
             given = [dict(message) for message in messages]
-            found = self.fast.apply_chat_template(given, add_generation_prompt=answer, tokenize=False)
+            try:
+                found = self.fast.apply_chat_template(given, add_generation_prompt=answer, tokenize=False)
+            except Exception as error:  # templates have errors of their own
+                raise ValueError(f"messages: the base's template does not take them ({error})") from None
             return self._encode(found)
         lines = "".join(f"{ROLES[m['role']]}: {m['content']}\n" for m in messages)
         return lines + "Assistant:" if answer else lines
@@ -142,9 +147,8 @@ def pieces(what: Any) -> Iterator[tuple[str, Any]]:
 def _each(what: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Of an iterator: tokens that follow each other together, messages of one list together."""
     tokens: list[int] = []
-    messages = [dict(m) for m in what] if isinstance(what, Sequence) and what and isinstance(what[0], Mapping) else []
-    if messages:
-        yield "chat", messages
+    if isinstance(what, Sequence) and what and all(isinstance(one, Mapping) for one in what):
+        yield "chat", [dict(message) for message in what]
         return
     for one in what:
         if isinstance(one, int) and not isinstance(one, bool):

@@ -35,7 +35,7 @@ class Verified:
 def verify(store: "Store", name: str | None) -> Verified:
     """The whole store, or one learner and the blobs that it needs."""
     start, db = time.perf_counter(), store.db
-    with store.shared(), db.lock:
+    with store.shared(), db.snapshot():
         found = [f"database: {row[0]}" for row in db.all("PRAGMA integrity_check") if row[0] != "ok"]
         owners = [store.row(name)] if name is not None else db.all("SELECT * FROM learners WHERE id > 0 ORDER BY id")
         if name is None:

@@ -174,8 +174,9 @@ class Writer:
             )
             listed = json.loads(row["payload"])["experiences"] if row and row["payload"] else []
             db.many(
-                "UPDATE experiences SET version = ? WHERE learner = ? AND number = ? AND version IS NULL",
-                [(number, owner, n) for n in listed],
+                # Pending, or dropped when it was held.
+                "UPDATE experiences SET version = ? WHERE learner = ? AND number = ? AND coalesce(version, ?) = ?",
+                [(number, owner, n, journal.DROPPED, journal.DROPPED) for n in listed],
             )
             self._point(number)
             self._log("accept", {"branch": self.branch_name, "to": number, "reason": reason}, number)

@@ -9,7 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,8 @@ class Memories:
                 with self._lock:
                     if (life.uid, number) in self._held:
                         self._held.move_to_end((life.uid, number))
-                        return self._held[life.uid, number]
+                        # Another branch may have read it: what is learned from an answer goes to the one asked for.
+                        return replace(self._held[life.uid, number], branch=branch)
                 try:
                     memory = self._load(life, branch, number, epoch)
                 except ValueError:

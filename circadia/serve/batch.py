@@ -42,9 +42,10 @@ class Row:
                 self.end()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Whoever waits for it goes on."""
-        self.error = error
-        self.over.set()
+        """Whoever waits for it goes on; what comes after its end is not its affair."""
+        if not self.over.is_set():
+            self.error = error
+            self.over.set()
 
 
 class Batch:
@@ -66,34 +67,40 @@ class Batch:
             try:
                 with worn(several([row.memory.readings for row in rows])):
                     _chosen(rows, read.read([row.wish.ids for row in rows]))
+                left = [i for i, row in enumerate(rows) if not row.over.is_set()]
+                if left:
+                    read.keep(left)
             except Exception as error:
                 for row in rows:
                     row.end(error)
                 continue
-            left = [i for i, row in enumerate(rows) if not row.over.is_set()]
             if left:
-                read.keep(left)
-                self._read.join(read)
-                self.rows += [rows[i] for i in left]
-                self._readings = None
+                self.rows, self._readings = self.rows + [rows[i] for i in left], None
+                try:
+                    self._read.join(read)
+                except Exception as error:
+                    self._fail(error)
 
     def step(self) -> None:
         """One more token for each."""
-        if self._readings is None:
-            self._readings = several([row.memory.readings for row in self.rows])
         try:
+            if self._readings is None:
+                self._readings = several([row.memory.readings for row in self.rows])
             with worn(self._readings):
                 logits = self._read.read([[row.token] for row in self.rows])
             _chosen(self.rows, logits)
+            left = [i for i, row in enumerate(self.rows) if not row.over.is_set()]
+            if len(left) < len(self.rows):
+                self._read.keep(left)
+                self.rows, self._readings = [self.rows[i] for i in left], None
         except Exception as error:
-            for row in self.rows:
-                row.end(error)
-            self.rows, self._read, self._readings = [], Rows(self.base), None
-            return
-        left = [i for i, row in enumerate(self.rows) if not row.over.is_set()]
-        if len(left) < len(self.rows):
-            self._read.keep(left)
-            self.rows, self._readings = [self.rows[i] for i in left], None
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """What was read of the rows at work may be half of it: all end, so that the thread goes on with others."""
+        for row in self.rows:
+            row.end(error)
+        self.rows, self._read, self._readings = [], Rows(self.base), None
 
 
 def _chosen(rows: Sequence[Row], logits: Tensor) -> None:

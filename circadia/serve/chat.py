@@ -80,12 +80,7 @@ def routes(service: Service) -> APIRouter:
         turns = [message.plain() for message in body.messages]
 
         def prompt() -> list[int]:
-            try:
-                shown = words.chat(turns, answer=True)
-            except ValueError:
-                raise
-            except Exception as error:  # templates have errors of their own
-                raise Refused(400, f"messages: the base's template does not take them ({error})"[:300]) from None
+            shown = words.chat(turns, answer=True)
             return words.encode(shown) if isinstance(shown, str) else list(shown)
 
         marks = (body.top_logprobs or 0) if body.logprobs else None

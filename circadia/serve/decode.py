@@ -104,6 +104,7 @@ class Chooser:
         self.tokens, self.marks, self._new = list[int](), list[Mark](), list[Mark]()
         self.counts: dict[int, int] = {}
         self.text, self._sent, self._clean, self._done = "", 0, 0, 0
+        self._lead = 0  # characters of white space before the text, which the tokens have
         self.reason, self.made, self.first = "length", 0, 0.0
 
     def next(self, logits: Tensor) -> int:
@@ -135,7 +136,7 @@ class Chooser:
     def _choose(self, logits: Tensor) -> int:
         if self.wish.temperature == 0:
             return int(logits.argmax())
-        p = torch.softmax(logits.double() / self.wish.temperature, -1)
+        p = torch.softmax((logits.double() - logits.max()) / self.wish.temperature, -1)
         if self.wish.top_p < 1:
             order = p.argsort(descending=True, stable=True)
             before = p[order].cumsum(0) - p[order]  # the first one always stays
@@ -170,12 +171,13 @@ class Chooser:
         if found:
             self.reason, self.text = "stop", self.text[: min(found)]
             # Tokens whose text goes on behind the cut are not part of the answer.
-            while self.tokens and len(self.words.decode(self.tokens)) > len(self.text):
+            while self.tokens and len(self.words.decode(self.tokens)) > self._lead + len(self.text):
                 self.tokens.pop()
 
     def _flush(self, last: bool) -> None:
         """Tell what can no longer turn out to be part of a stop, or white space at an end."""
         if self.wish.trim and not self._sent:
+            self._lead += len(self.text) - len(self.text.lstrip())
             self.text = self.text.lstrip()
         sure = len(self.text)
         if self.wish.trim:

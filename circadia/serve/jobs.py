@@ -171,7 +171,10 @@ class Jobs:
     def _end(self, job: Job, state: str) -> None:
         job.state, job.work = state, None
         version = (job.result or {}).get("version")
-        self.keys.note(job.key, job.learner, job.action, state, version)
+        try:
+            self.keys.note(job.key, job.learner, job.action, state, version)
+        except Exception as error:  # such as a full disk: whoever waits is to hear how it ended all the same
+            of(error, self.paths)
         self.publish(job.learner, {"event": "job", "action": job.action, "status": state, "version": version})
         job.done.set()
         job.listen(None)

@@ -52,12 +52,12 @@ class Metrics:
         with self._lock:
             for name, value in self.counts.items():
                 lines += [f"# HELP circadia_{name} {COUNTS[name]}", f"# TYPE circadia_{name} counter"]
-                lines.append(f"circadia_{name} {value:g}")
+                lines.append(f"circadia_{name} {value:.15g}")
             for name, (buckets, count, total) in self.times.items():
                 lines += [f"# HELP circadia_{name} {TIMES[name]}", f"# TYPE circadia_{name} histogram"]
                 lines += [f'circadia_{name}_bucket{{le="{b:g}"}} {n}' for b, n in zip(BOUNDS, buckets)]  # type: ignore[call-overload]
                 lines.append(f'circadia_{name}_bucket{{le="+Inf"}} {count}')
-                lines += [f"circadia_{name}_sum {total:g}", f"circadia_{name}_count {count}"]
+                lines += [f"circadia_{name}_sum {total:.15g}", f"circadia_{name}_count {count}"]
         gauges = {
             "answers_waiting": service.slots.waiting,
             "answers_working": service.slots.slots - service.slots.free,

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 
 from circadia.live import Learner
 from circadia.live.guard import Guard, read
-from circadia.live.sleeping import Night, asked_for, nights, unfinished
+from circadia.live.sleeping import Night, asked_for, nights, stopped
 from circadia.serve.errors import Refused
 from circadia.serve.forms import PROBES, Change, Decision, Name, Probes, Sleep
 from circadia.serve.jobs import Job, Result, Work
@@ -115,7 +115,7 @@ def routes(service: Service) -> APIRouter:
         def work() -> dict[str, Any]:
             with service.looking(name, branch) as me:
                 told = [_line(night) for night in me.nights()]
-                return {"object": "list", "unfinished": unfinished(me) is not None, "data": told}
+                return {"object": "list", "unfinished": stopped(me), "data": told}
 
         return await unless_gone(request, service.read(name, work))
 

@@ -126,7 +126,7 @@ class Service:
         self.jobs.close()
         for queues in self.watchers.values():
             for queue in queues:
-                queue.put_nowait(None)
+                _put(queue, None)
 
     # Who asks
 
@@ -247,11 +247,9 @@ class Service:
     # To watch
 
     def publish(self, learner: str, event: dict[str, Any]) -> None:
-        """To everybody who watches this learner; one who does not keep up misses the oldest."""
+        """To everybody who watches this learner."""
         for queue in self.watchers.get(learner, ()):
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
+            _put(queue, event)
 
     def watchable(self) -> None:
         """Or 429."""
@@ -269,3 +267,10 @@ class Service:
             self.watchers[learner].discard(queue)
             if not self.watchers[learner]:
                 del self.watchers[learner]
+
+
+def _put(queue: "asyncio.Queue[dict[str, Any] | None]", event: dict[str, Any] | None) -> None:
+    """One who does not keep up misses the oldest."""
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(event)

@@ -11,6 +11,7 @@ from circadia.cli import app
 from circadia.cli.talk import Talk
 from circadia.live import sleeping
 from circadia.sleep import preset
+from tests.live.learners import NATIVE, own
 
 LONG = "The harbour of Lindesay freezes in November, and the key lies under the blue stone by the door."
 
@@ -98,6 +99,14 @@ def test_a_night_that_was_stopped_is_taken_up(tmp_path, short, monkeypatch, caps
         assert me.version.number == 2 and "It wakes up" in capsys.readouterr().out
 
 
+def test_a_model_of_our_own_has_its_own_periods(chat, tmp_path):
+    own(**NATIVE["native hope"]).save_pretrained(tmp_path / "hope")
+    given = "--base", str(tmp_path / "hope")
+    assert "leave these out" in chat("", "me", *given, "--periods", "64,512", code=2)
+    text = chat(f"{LONG}\n/why\n/levels\n", "me", *given)
+    assert re.search(r"level 2 +16 tokens +2 ", text)
+
+
 @pytest.mark.parametrize("policy", [False, True])
 def test_without_learning_nothing_changes(chat, tmp_path, policy):
     """Whatever the learner's own policy says: what is to be learned is said on the command line here."""
@@ -121,6 +130,7 @@ def test_without_learning_nothing_changes(chat, tmp_path, policy):
         ("/rollback x\n", (), "a version's number"),
         ("/rollback 9\n", (), "9"),
         ("/read none.txt\n", (), "no such file"),
+        ("/read none.txt 0\n", (), "of times of at least 1"),
         ("/raw\n", (), "TEXT is missing"),
         ("/good\n", (), "no answer yet"),
         ("/sleep soon\n", (), "give minutes"),

@@ -81,6 +81,14 @@ def test_compiler(tmp_path, monkeypatch):
     assert "/a path/torch" in health.compiler()["problem"]
 
 
+def test_a_torch_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    """That is when somebody asks."""
+    install(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run()
+    assert result.exit_code == 1 and "torch cannot be imported" in result.stdout
+
+
 def test_places_follow_the_settings(tmp_path, monkeypatch):
     for name in ("CIRCADIA_DATA", "CIRCADIA_STORE", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

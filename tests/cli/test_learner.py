@@ -104,6 +104,8 @@ def test_a_policy_for_conversations(run, base):
         ("observe", "nobody", "--text", "x"),
         ("observe", "ana", "no-such-file"),
         ("observe", "ana", "--text", "x", "--trust", "2"),
+        ("observe", "ana", "--text", "x", "--source", ""),
+        ("export", "ana", "none/ana.circadia"),
         ("new", "ana", "--base", "BASE"),
         ("new", "a b", "--base", "BASE"),
         ("new", "eva", "--base", "BASE", "--periods", "8,x"),
@@ -123,6 +125,11 @@ def test_errors_are_one_line_and_code_2(run, base, words):
     run("new", "ana", "--base", base, "--periods", "8")
     text = run(*[base if word == "BASE" else word for word in words], code=2)
     assert len(text.strip().splitlines()) == 1 and text.startswith("circadia: "), text
+
+
+def test_a_number_of_versions_is_above_0(run, base):
+    run("new", "ana", "--base", base, "--periods", "8")
+    run("versions", "ana", "--limit", -1, code=2)
 
 
 def test_a_folder_that_is_no_store(tmp_path):

@@ -69,6 +69,8 @@ def test_from_a_folder_to_a_lora_a_delta_and_a_merged_model(source, tmp_path):
         (["--assign", "[[0]"], "is no JSON"),
         (["--layers", "last:9"], "layers='last:9'"),
         (["--merge"], "is no retrofit"),
+        (["--merge", "--rate", "0.1"], "leave out --rate"),
+        (["--periods", "4", "--memory", "none"], "--memory"),
         (["--merge", "--export-peft"], "exclude each other"),
     ],
 )
@@ -76,6 +78,12 @@ def test_bad_input_is_one_line(source, tmp_path, arguments, said):
     done = run(source, tmp_path / "out", *arguments)
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(source, tmp_path / "file" / "out", "--periods", "4")
+    assert done.exit_code == 2 and "Not a directory" in done.stderr.splitlines()[-1]
 
 
 def test_an_encoder_is_refused(tmp_path):

@@ -71,6 +71,7 @@ def test_days_and_nights(ana, tmp_path):
         ("sleep", "ana", "--preset", "full"),
         ("sleep", "ana", "--resume"),
         ("sleep", "ana", "--resume", "--seed", "3"),
+        ("sleep", "ana", "--set", "replay=5", "--set", "replay.rows=2"),
         ("sleep", "ana", "--page", "night.pdf"),
         ("nights", "ana", "--night", "3"),
         ("nights", "nobody"),
@@ -93,6 +94,10 @@ def test_what_is_wrong_is_one_line(ana, base, words):  # noqa: F811
 
 def _folder(run):  # noqa: F811
     return run.__closure__[0].cell_contents / "s"
+
+
+def test_a_night_that_is_taken_up_has_no_other_days(ana):
+    assert "no other settings" in ana("sleep", "ana", "--resume", "--days", 3, code=2)
 
 
 def test_the_json_of_a_night_is_its_report(ana):

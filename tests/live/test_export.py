@@ -98,6 +98,9 @@ def test_an_export_holds_nothing_of_another_learner(store, tmp_path):
         (lambda name, x: x.replace(b"circadia learner", b"other") if name == "learner.json" else x, "format 'other'"),
         (lambda name, x: x[: len(x) // 2] if name == "learner.json" else x, "damaged"),
         (lambda name, x: None if name == "learner.json" else x, "damaged"),
+        (lambda name, x: b"[1]" if name == "learner.json" else x, "no export"),
+        (lambda name, x: x.replace(b'"name": "ana"', b'"name": "../a"'), "name='../a'"),
+        (lambda name, x: x.replace(b'"branches": [[', b'"branches": [["main", 1], [', 1), "no export"),
         (lambda name, x: None if name.startswith("tensors/") else x, "damaged"),
     ],
 )
@@ -121,6 +124,14 @@ def test_other_files_are_refused(store, tmp_path):
     (tmp_path / "text").write_text("no export")
     live(store)
     store.export("ana", tmp_path / "x")
+    whole = (tmp_path / "x").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x") as file:
+        info = file.getinfo("learner.json")
+    for at in range(info.header_offset + 42, info.header_offset + info.compress_size, info.compress_size // 40):
+        (tmp_path / "bits").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        with pytest.raises(Damaged, match="no export"):
+            store.import_(tmp_path / "bits", name="b")
+    (tmp_path / "bits").unlink()
     half = (tmp_path / "x").read_bytes()[:3000]
     (tmp_path / "half").write_bytes(half)
     for name in ("text", "half"):
@@ -128,6 +139,7 @@ def test_other_files_are_refused(store, tmp_path):
             store.import_(tmp_path / name, name="b")
     with pytest.raises(StoreError, match="no file"):
         store.import_(tmp_path / "missing")
-    with pytest.raises(StoreError, match="folder"):
-        store.export("ana", tmp_path)
+    for path in (tmp_path, tmp_path / "none" / "x"):
+        with pytest.raises(StoreError, match="folder"):
+            store.export("ana", path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half", "store", "text", "x"]

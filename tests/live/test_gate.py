@@ -81,8 +81,11 @@ def test_trust_and_room():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"low": (1, 1)}, {"new": 2}, {"window": 0}, {"remember": 1.5}, {"loud": 1}], ids=lambda w: next(iter(w))
-)
+    "wrong",
+    [{"low": (1, 1)}, {"high": ("4", "8")}, {"new": 2}, {"budget": "all"}, {"window": 0}, {"remember": 1.5},
+     {"loud": 1}, {"ngram": -1}],
+    ids=lambda w: next(iter(w)),
+)  # fmt: skip
 def test_a_wrong_gate_is_refused(store, base, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make(store, base, "ana", gate=wrong)
@@ -137,9 +140,14 @@ def test_probes_in_files(tmp_path):
         "- {kind: qa, question: x, max: 1}",
         "{",
         "- {kind: norm, top: 1}",
+        "- {kind: norm, max: .inf}",
+        "- {kind: qa, question: How many?, answer: 42, max: 1}",
+        "- {kind: text, text: [a], max: 1}",
+        "- {kind: qa, question: Who?, answer: Mira, choices: Oslo}",
+        "- {kind: qa, question: Who?, answer: Mira, choices: [1, 2]}",
     ):
         (tmp_path / "w.yaml").write_text(wrong)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"probe 1: |yaml: "):
             read(tmp_path / "w.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
         read(tmp_path / "none.yaml")
@@ -172,6 +180,7 @@ def test_a_broken_bound_holds_or_rolls_back(store, base, name, action):
     if action == "hold":
         me.accept(2)
         never.observe((A + X) * 3)
+        assert [one.version for one in store.experiences("ana", after=1)] == [2]
     me.probes([])
     me.observe(B)
     never.observe(B)

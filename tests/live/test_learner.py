@@ -9,6 +9,7 @@ import torch
 
 import circadia
 from circadia.live import Busy, Learner, Store, StoreError
+from circadia.live.guard import Guard, Verdict, read
 from circadia.live.text import LONGEST, Words, segments
 from tests.live.conftest import raw
 from tests.live.learners import LOUD, NATIVE, A, B, X, differing, make, model
@@ -88,6 +89,28 @@ def test_any_split_of_text_with_a_tokenizer(store, tokenizer):
         assert differing(me, whole) == []
 
 
+def test_bytes_that_are_no_utf_8_are_read_with_a_tokenizer(store, tokenizer, tmp_path):
+    """As the sign for what cannot be read; also where they wait for the end of their line, and where one is cut."""
+    words = Words.open(tokenizer)
+    assert words.encode("a\udcffb") == words.encode("a\ufffdb") and words.encode("\udcc3\udcbc") == words.encode("ü")
+    (tmp_path / "old.txt").write_bytes("Grüße aus Oslo.\nGrüße".encode("latin-1"))
+    me, twin = (make(store, model(vocab=320), name, tokenizer=tokenizer) for name in ("ana", "twin"))
+    me.observe(tmp_path / "old.txt")
+    me.observe(A, source="other")
+    twin.observe("Gr\ufffd\ufffde aus Oslo.\nGr\ufffd\ufffde")
+    twin.observe(A, source="other")
+    assert me.tokens > 20 and differing(me, twin) == []
+
+
+def test_what_a_template_does_not_take_is_said(store, tokenizer):
+    me = make(store, model(vocab=320), "ana", tokenizer=tokenizer)
+    me.reader.words.fast.chat_template = "{{ raise_exception('roles must alternate') }}"
+    for call in (me.chat, lambda text: me.observe([{"role": "user", "content": text}])):
+        with pytest.raises(ValueError, match=r"messages: .* template does not take them \(roles must alternate\)"):
+            call("Hi")
+    assert list(store.experiences("ana")) == []
+
+
 def test_tokens_messages_and_files(store, base, tmp_path):
     (tmp_path / "a.txt").write_text(A + B, newline="")
     names = {}
@@ -97,10 +120,12 @@ def test_tokens_messages_and_files(store, base, tmp_path):
         "ids": list((A + B).encode()),
         "tensor": torch.tensor(list((A + B).encode())),
         "parts": [A, list(B.encode())],
+        "mixed": [{"role": "user", "content": "x"}, A],
     }
     for name, what in given.items():
         names[name] = make(store, base, name)
         names[name].observe(what)
+    assert differing(names.pop("mixed"), _after(store, base, "lines", "User: x\n", A)) == []
     with open(tmp_path / "a.txt", newline="") as file:
         names["file"] = make(store, base, "file")
         names["file"].observe(file)
@@ -130,6 +155,14 @@ def test_reopened_it_goes_on_as_if_it_had_stayed(store, base):
     assert differing(stays, again) == []
 
 
+def test_a_retrofit_in_the_home_folder(store, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base.save_pretrained(tmp_path / "own", state=base.start(), base="copy")
+    Learner.create(store, "~/own", "ana").close()
+    with Learner.open(store, "ana", "~/own") as me:
+        assert me.observe(A).tokens == len(A)
+
+
 def test_another_base_is_refused(store, base):
     make(store, base, "ana").close()
     other = model()
@@ -151,6 +184,13 @@ def test_two_writers(store, base):
     one.close()
     two.observe(B)
     assert differing(two, _after(store, base, "both", A, B)) == []
+
+
+def test_probes_that_somebody_else_has_set_count_from_the_next_change_on(store, base):
+    me = Learner.open(store, make(store, base, "ana").name, base)
+    with Learner.open(store, "ana", base) as other:
+        other.probes([{"kind": "norm", "name": "size", "max": 1e-4}])
+    assert "size: " in me.observe(A).held[0] and me.version is None
 
 
 def test_a_long_stream_is_committed_on_the_way_and_can_be_stopped(store, base):
@@ -291,6 +331,18 @@ def test_without_a_journal_forgetting_says_what_else_is_lost(folder, store, base
     assert store.verify().faults == ()
 
 
+def test_answers_that_no_journal_keeps_are_bounded(store, base, monkeypatch):
+    from circadia.live import answers
+
+    monkeypatch.setattr(answers, "REMEMBERED", 3)
+    me = make(store, base, "ana", journal=False)
+    ids = [me.generate("The fox", max_new_tokens=1).id for _ in range(6)]
+    assert len(set(ids)) == 6 and list(me.answers) == ids[3:]
+    assert me.feedback(ids[-1], True).version == 1
+    with pytest.raises(ValueError, match=f"answer={ids[0]}"):
+        me.feedback(ids[0], True)
+
+
 def test_a_kill_while_forgetting_is_made_good(folder, base, monkeypatch):
     with Store.open(folder) as store:
         me = make(store, base, "ana")
@@ -314,6 +366,71 @@ def test_a_kill_while_forgetting_is_made_good(folder, base, monkeypatch):
         assert differing(me, never) == [] and store.verify().faults == ()
 
 
+def test_what_hinders_the_finishing_of_a_forgetting_only_puts_it_off(folder, base, monkeypatch):
+    from circadia.live import forgetting
+
+    with Store.open(folder) as store:
+        me = make(store, base, "ana")
+        for text, source in ((A, "a"), (X, "x"), (B, "b")):
+            me.observe(text, source=source)
+        for error in (KeyboardInterrupt(), Busy("another process is writing")):  # in the middle, and at its finishing
+            monkeypatch.setattr(forgetting, "_rebuild", lambda *_, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                me.forget(source="x") if isinstance(error, KeyboardInterrupt) else me.observe(A, source="c")
+        monkeypatch.undo()
+        me.observe(A, source="c")
+        never = _never(store, base)
+        never.observe(A, source="c")
+        assert differing(me, never) == [] and store.verify().faults == ()
+
+
+@pytest.mark.parametrize("action", ["hold", "rollback"])
+def test_what_the_guard_held_before_a_kill_while_forgetting_stays_held(folder, base, monkeypatch, action):
+    """Version 4 is refused when it is built again, 3 is not; the kill comes after both, on the way to a branch."""
+    from circadia.live import commits
+
+    with Store.open(folder) as store:
+        me = make(store, base, "ana")
+        for text, source in ((A, "a"), (X, "x"), (B, "b"), (B * 4, "c")):
+            me.observe(text, source=source)
+        me.branch("side")
+        real, seen = commits.commit, []
+
+        def commit(me, reason, *given):
+            if reason != "rebuilt":
+                return real(me, reason, *given)
+            seen.append(given)
+            me.guard.probes = read([{"kind": "norm", "max": 1e-6 if len(seen) == 2 else 99.0, "action": action}])
+            done = real(me, reason, *given)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            return done
+
+        monkeypatch.setattr(commits, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            me.forget(source="x")
+        monkeypatch.undo()
+        me.close()
+    with Store.open(folder) as store, Learner.open(store, "ana", base) as me:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Guard, "judge", lambda *_: Verdict(action, ("no",), {}))  # whatever is judged now
+            me.commit()
+        never = _never(store, base)
+        assert "finished forgetting" in me.found[-1] and differing(me, never) == []
+        me.switch("side")
+        assert differing(me, never) == [] and store.verify().faults == ()
+
+
+def test_notes_of_a_user_are_no_notes_of_a_forgetting(store, base):
+    me = make(store, base, "ana")
+    me.observe(A, source="a", commit=False)
+    me.commit(reason="rebuilt", notes="rebuilt from scratch")
+    me.observe(X, source="x")
+    me.observe(B, source="b")
+    me.forget(source="x")
+    assert differing(me, _never(store, base)) == []
+
+
 def _never(store, base):
     never = make(store, base, "never")
     never.observe(A, source="a")
@@ -326,6 +443,8 @@ def test_versions_rollback_branch_diff_and_export(store, base, tmp_path):
     me.observe(A)
     one = me.state
     me.observe(B)
+    with pytest.raises(StoreError, match="version=0"):
+        me.diff(1, 0)
     found = me.diff(1)
     assert found.groups["level0"].moved > 0 and "own" in found.probes
     me.branch("side", 1)

@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from circadia.live import Store, StoreError
+from circadia.live import Store, StoreError, verify
 from circadia.live.chain import canonical, link
 from tests.live.conftest import state
 
@@ -96,6 +96,22 @@ def test_tampering_is_found(lived, change, words):
         assert found
         with pytest.raises(AssertionError, match=words):
             raise AssertionError("; ".join(found))
+
+
+def test_a_check_sees_one_moment_of_a_life_that_goes_on(lived, monkeypatch):
+    """Somebody observes and goes back between the two sides that are compared."""
+    with Store.open(lived) as store, Store.open(lived) as other, other.writer("ana") as writer:
+        real = verify._versions
+
+        def late(*given):
+            writer.remember(b"late", source="notes")
+            writer.rollback(2, "late")
+            return real(*given)
+
+        monkeypatch.setattr(verify, "_versions", late)
+        assert store.verify("ana").faults == ()
+        monkeypatch.undo()
+        assert len(list(store.experiences("ana"))) == 4 and store.verify().ok
 
 
 def test_nothing_is_found_where_nothing_was_done(lived):

@@ -176,7 +176,10 @@ def test_stopped_it_changes_nothing_and_goes_on_with_the_same_bits(store, base):
         count[0] += 1
         return count[0] > limit
 
-    assert me.sleep(SHORT, seed=5, stop=late).action == "stopped"
+    def looked(*step):  # who opens it meanwhile is not told that it was stopped
+        assert not any("a night was stopped" in text for text in Learner.open(store, "ana", base).found)
+
+    assert me.sleep(SHORT, seed=5, stop=late, progress=looked).action == "stopped"
     assert differing(me, before) == [] and len(me.versions()) == 1 and me.nights() == []
     seen = []
     assert me.sleep(resume=True, progress=lambda *s: seen.append(s)).action == "accept"
@@ -469,6 +472,10 @@ def test_decay_leads_to_what_was_slept(store):
         (lambda me: me.sleep("nap"), "preset='nap' is unknown"),
         (lambda me: me.sleep(minutes=0), "minutes=0 must be above 0"),
         (lambda me: me.sleep(compute="much"), "compute='much'"),
+        (lambda me: me.sleep(minutes=float("inf")), "minutes=inf must be above 0"),
+        (lambda me: me.sleep(minutes="5"), "minutes='5' must be above 0"),
+        (lambda me: me.sleep(compute=float("inf")), "compute=inf"),
+        (lambda me: me.sleep(compute="nan days"), "compute='nan days'"),
         (lambda me: me.sleep(seed=-1), "seed=-1"),
         (lambda me: me.sleep(days=0), "days=0"),
         (lambda me: me.sleep(replay={"speed": 3}), "speed"),

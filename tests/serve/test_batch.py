@@ -1,6 +1,7 @@
 """Several answers in one forward pass are those that each would be by itself."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -212,6 +213,36 @@ def test_a_pass_that_fails_ends_its_rows_and_the_next_ones_are_answered(monkeypa
         engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         engine.say(memory, wish, Call(60))
+
+
+@pytest.mark.parametrize("part", ["join", "keep"])
+def test_where_rows_cannot_come_or_go_all_end_and_the_next_ones_are_answered(monkeypatch, part):
+    """Else the thread would be gone, and everybody would wait for ever."""
+    base = model(vocab=256)
+    (memory,), (wish, short, _) = memories(base, 0), wishes(3, new=9, temperature=0.0)
+    short = replace(short, new=2)
+    batch, want = Batch(base.base), say(base.base, memory, wish, [], Call(60)).tokens
+
+    def fails(self, *given):
+        raise RuntimeError("no memory")
+
+    def rows():
+        return [Row(memory, Chooser(one, WORDS, [], Call(60), None)) for one in (wish, short)]
+
+    first = rows()
+    batch.join(first)
+    monkeypatch.setattr(Rows, part, fails)
+    new = rows()
+    batch.step() if part == "keep" else batch.join(new)  # the short one goes; or two more come
+    ended = [row for row in first + new if row.over.is_set()]
+    assert len(ended) == (2 if part == "keep" else 4) and batch.rows == []
+    assert [str(row.error) for row in ended] == (["no memory", "None"] if part == "keep" else ["no memory"] * 4)
+    monkeypatch.undo()
+    last = rows()
+    batch.join(last)
+    while batch.rows:
+        batch.step()
+    assert last[0].chooser.finish().tokens == want
 
 
 def test_the_engine_reads_for_all_who_ask_at_once():

@@ -86,7 +86,23 @@ def test_learners_that_come_and_go_leave_nothing(tmp_path, monkeypatch):
         assert not server.service.slots._of and not server.service.jobs._lines and not server.service.watchers
 
 
-def test_a_client_that_does_not_listen_misses_the_oldest():
+def test_a_disk_without_room_for_the_log_of_changes_keeps_nobody_waiting(own, monkeypatch):
+    def full(*values):
+        raise OSError(28, "no room")
+
+    monkeypatch.setattr(own.service.keys, "note", full)
+    done = [own.http.post("/v1/learners/ana/observe", json={"text": TEXT}, timeout=60) for _ in range(2)]
+    assert [one.json()["version"] for one in done] == [1, 2]
+
+
+def test_a_client_that_does_not_listen_misses_the_oldest(own):
+    with own.service.watching("ana") as queue:
+        for i in range(300):
+            own.service.publish("ana", {"number": i})
+        own.service.halt()
+        told = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert [told[0], *told[-2:]] == [{"number": 45}, {"number": 299}, None]
+
     async def told():
         job = jobs.Job("ana", "observe", lambda job: {}, ANYONE, 1.0)
         queue = asyncio.Queue(3)

@@ -65,10 +65,14 @@ def test_a_kill_loses_nothing_that_was_answered_and_the_next_server_goes_on(base
 
 def test_mistakes_are_one_line(base, tmp_path):
     runner, store = CliRunner(), tmp_path / "store"
+    (tmp_path / "odd" / "serve.db").mkdir(parents=True)
     for args in (
         ["serve", "--base", base, "--store", store, "--host", "0.0.0.0"],
         ["serve", "--base", tmp_path / "none", "--store", store],
         ["serve", "--base", base, "--store", store, "--readers", "0"],
+        ["serve", "--base", base, "--store", store, "--cache", "inf"],
+        ["serve", "--base", base, "--store", store, "--cache", "-1"],
+        ["key", "list", "--store", tmp_path / "odd"],
         ["key", "new", "--scope", "all", "--learner", "ana", "--store", store],
         ["key", "new", "--scope", "read", "--store", store],
         ["key", "new", "--learner", "../x", "--store", store],

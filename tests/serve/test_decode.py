@@ -69,6 +69,14 @@ def test_white_space_around_an_answer_is_not_told():
     assert "".join(told) == chooser.text == "a a" and "" not in told
 
 
+def test_the_tokens_of_a_trimmed_answer_reach_to_its_stop():
+    """They are what feedback is about."""
+    words = Whole(b" ", b"Os", b"lo", b"\n", b"User:")
+    for tokens in ([0, 1, 2, 3, 4], [0, 3, 0, 1, 2, 3, 4]):
+        _, chooser = run(words, tokens, stop=("\nUser:",), trim=True)
+        assert chooser.text == "Oslo" and chooser.tokens == tokens[:-2]
+
+
 def test_sampling_follows_the_probabilities_within_top_p():
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     words = Whole(b"a", b"b", b"c", b"d")
@@ -81,6 +89,8 @@ def test_sampling_follows_the_probabilities_within_top_p():
     assert torch.allclose(counts(), p, atol=0.04)
     assert torch.allclose(counts(top_p=0.7), torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.04)
     assert torch.allclose(counts(top_p=0.1), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    coldest = Chooser(Wish((1,), 1, temperature=1e-308), words, (), Call(60), None)
+    assert coldest._choose(p.log() + 9) == 0
     warm = (p**0.5) / (p**0.5).sum()
     assert torch.allclose(counts(temperature=2.0), warm, atol=0.04)
 

@@ -160,6 +160,11 @@ def test_versions_rollback_branch_and_diff(own):
     assert tried["circadia"]["version"] == 3 and tried["choices"][0]["message"]["content"] != before
     assert server.post("/v1/learners/ana/rollback", version=2)["version"] == 2
     assert server.chat("ana")["choices"][0]["message"]["content"] == after
+    # What is learned from an answer goes to the branch that was asked, also where another one points to its version.
+    server.post("/v1/learners/ana/branch", name="same")
+    told = server.chat("ana:same", learn=True)["circadia"]
+    assert (told["branch"], told["version"], told["new_version"]) == ("same", 2, 4)
+    assert server.http.get("/v1/learners/ana").json()["branches"] == {"main": 2, "same": 4, "try": 3}
     assert server.http.post("/v1/learners/ana/rollback", json={"version": 77}).status_code == 400
 
 

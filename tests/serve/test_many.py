@@ -192,7 +192,12 @@ def test_rows_of_a_batch_come_and_go_and_do_not_meet(tmp_path, monkeypatch):
         assert [reply.json()["choices"] for reply in found] == alone
         until(lambda: server.service.slots.free == 8)
         assert engine.made - made > 2 * (engine.passes - passes)
-        assert "circadia_batch_tokens_total" in server.http.get("/metrics").text
+        server.service.metrics.add("tokens_learned_total", 1234567)
+        shown = server.http.get("/metrics").text
+        assert "circadia_batch_tokens_total" in shown
+        assert (
+            f"circadia_tokens_learned_total {1234567 + sum(len(f'{name} says: {TEXT}') for name in names)}\n" in shown
+        )
         late = server.http.post("/v1/completions", json={**asked[1], "max_tokens": 1})
         assert late.status_code == 200
 
