@@ -18,6 +18,7 @@ from circadia.sleep.student import Part, Teacher
 
 PARTS = ("delta", "a", "b", "gate")  # of a level, that are read
 POLICIES = ("merge", "prune", "refuse")
+FREE = ("experts", "all", "nothing")
 
 
 class PoolFull(ValueError):
@@ -35,6 +36,14 @@ def has_pool(model: RetrofitModel, level: int) -> bool:
     return settings.capacity == "lowrank" and settings.slots > 1
 
 
+def check(model: RetrofitModel, level: int) -> None:
+    """A ValueError if it cannot."""
+    if not has_pool(model, level):
+        raise ValueError(
+            f"level {level} has no pool of experts: retrofit with capacity='lowrank' and slots=6 there, or expand=False"
+        )
+
+
 def parts(model: RetrofitModel, level: int, slot: int) -> list[Part]:
     """What an expert consists of."""
     names = parts_of(model.settings.levels[level])
@@ -47,10 +56,7 @@ def activate(
     """An empty expert in a level; where the pool is full, after the policy has made room. What was done, in words."""
     if policy not in POLICIES:
         raise ValueError(f"full={policy!r} is no policy for a full pool: use one of {', '.join(POLICIES)}")
-    if not has_pool(model, level):
-        raise ValueError(
-            f"level {level} has no pool of experts: retrofit with capacity='lowrank' and slots=6 there, or expand=False"
-        )
+    check(model, level)
     told: list[str] = []
     slots = model.settings.levels[level].slots
     if len(experts(model, state, level)) == slots - 1:
@@ -141,8 +147,8 @@ def merged(model: RetrofitModel, state: State, level: int, kept: int, gone: int)
 
 def freed(model: RetrofitModel, state: State, level: int, what: str) -> State:
     """A sender after its knowledge has moved up: "experts" of former sleeps reset (the paper); or "all" it holds."""
-    if what not in ("experts", "all", "nothing"):
-        raise ValueError(f"free={what!r}: use 'experts', 'all' or 'nothing'")
+    if what not in FREE:
+        raise ValueError(f"free={what!r}: use one of {', '.join(FREE)}")
     if what == "nothing":
         return state
     if model.settings.levels[level].capacity == "lowrank":
@@ -150,13 +156,9 @@ def freed(model: RetrofitModel, state: State, level: int, what: str) -> State:
             state = model.free(state, level, slot)
         return model.allocate(state, level, 0) if what == "all" else state
     if what == "all":
-        start = f"level{level}/"
-        empty = ("delta/", "grad/", "gram/", "opt/", "anchor/")
-        state = {
-            n: torch.zeros_like(x) if n.startswith(start) and n.removeprefix(start).startswith(empty) else x
-            for n, x in state.items()
-        }
-        state[key(level, "count")] = torch.zeros_like(state[key(level, "count")])
+        # Its open sum goes on: in a stack slower levels are still to get it, and an update ahead has taken it off.
+        empty = tuple(f"level{level}/{what}/" for what in ("delta", "opt", "anchor"))
+        state = {n: torch.zeros_like(x) if n.startswith(empty) else x for n, x in state.items()}
     return state
 
 
