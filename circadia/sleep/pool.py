@@ -1,9 +1,9 @@
 """Capacity: the low-rank experts of a level. Their number is fixed when a model is retrofitted, so that it is bounded.
 
-Slot 0 of a low-rank level is its own memory, which it writes awake; the others are experts for what sleeps bring. An
-expert that is freed is an exact no-op. Where none is left: "merge" (all of them, exactly, into a slower level that has
-whole deltas in the same matrices; without one, the two least useful into one, by the best matrix of their rank),
-"prune" (the least useful is freed), or "refuse".
+Slot 0 of a low-rank level is in use from the start; the others are experts for what sleeps bring. Awake, all in use are
+written. An expert that is freed is an exact no-op. Where none is left: "merge" (all of them, exactly, into a slower
+level that has whole deltas in the same matrices; without one, the two least useful into one, by the best matrix of
+their rank), "prune" (the least useful is freed), or "refuse".
 """
 
 from typing import Any

@@ -75,8 +75,8 @@ class Probe:
     def __post_init__(self) -> None:
         if not 0 < self.cue < self.tokens.numel():
             raise ValueError(
-                f"probe {self.name!r}: cue={self.cue!r} of {self.tokens.numel()} tokens: some must stand before it, and "
-                "some are to be said"
+                f"probe {self.name!r}: cue={self.cue!r} of {self.tokens.numel()} tokens: some must stand before it, "
+                "and some are to be said"
             )
 
 

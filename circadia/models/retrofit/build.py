@@ -1,7 +1,7 @@
 """`circadia.retrofit`: a Hugging Face decoder becomes a model whose MLPs keep learning."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,16 @@ def arranged(
         _fits(levels, where, {name for i in where for name in found.layers[i] if not name.plain})
     limit = positions(base)
     chunk = chunk_of(chunk, levels, limit)
-    settings = Settings(levels=levels, assign=assign, layers=layers, target=target, chunk=chunk,
+    settings = Settings(levels=levels, assign=_plain(assign), layers=_plain(layers), target=target, chunk=chunk,
                         context=context_of(context, chunk, limit), seed=seed)  # fmt: skip
     return RetrofitModel(base, settings, found, where, source)
+
+
+def _plain(given: Any) -> Any:
+    """As JSON gives it back: ranges and tuples are lists."""
+    if isinstance(given, Mapping):
+        return {layer: _plain(x) for layer, x in given.items()}
+    return [_plain(x) for x in given] if isinstance(given, Sequence) and not isinstance(given, str) else given
 
 
 def _fits(levels: Any, where: dict[int, tuple[int, ...]], odd: set) -> None:
