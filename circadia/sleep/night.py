@@ -21,7 +21,6 @@ from circadia.sleep.dream import check as check_dreaming
 from circadia.sleep.filter import check
 from circadia.sleep.fit import Interrupted, Meter, Stopped
 from circadia.sleep.latest import Decode, Latest
-from circadia.sleep.losses import divergence
 from circadia.sleep.presets import preset
 from circadia.sleep.rehearse import anchored
 from circadia.sleep.replay import Replay, replay
@@ -29,7 +28,7 @@ from circadia.sleep.report import Report
 from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Judge, seed, texts
 from circadia.sleep.settings import Settings
-from circadia.sleep.student import Student, Teacher, written
+from circadia.sleep.student import Student, Teacher, apart, written
 from circadia.sleep.windows import (
     Entry,
     Probe,
@@ -247,8 +246,8 @@ class _Night:
 
     def measured(self, who: Teacher, asked: Sequence[Probe], unseen: Tensor) -> tuple[list[float], float]:
         """Losses on probes, and how far from the older self."""
-        ids = unseen[:, :-1].to(self.model.device)
-        far = float(divergence(self.older.logits(ids), who.logits(ids)))
+        ids = unseen[:, :-1]
+        far = apart(self.older, who, ids)
         self.meter.read += 2 * ids.numel() + sum(p.tokens.numel() for p in asked)
         return scores(who, asked), far
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State, key, parts_of
-from circadia.sleep.losses import divergence
-from circadia.sleep.student import Part, Teacher
+from circadia.sleep.student import Part, Teacher, apart
 
 PARTS = ("delta", "a", "b", "gate")  # of a level, that are read
 POLICIES = ("merge", "prune", "refuse")
@@ -93,10 +92,9 @@ def usefulness(model: RetrofitModel, state: State, level: int, dreams: Tensor | 
     """By ablation: how far the self is from itself without the expert, on its dreams, nats a token."""
     if dreams is None or not len(dreams):
         raise ValueError("experts are compared on dreams: give some, or full='refuse'")
-    ids = dreams[:, :-1].to(model.device)
-    own, found = Teacher(model, state).logits(ids), {}
+    own, found = Teacher(model, state), {}
     for slot in experts(model, state, level):
-        found[slot] = float(divergence(own, Teacher(model, model.free(state, level, slot)).logits(ids)))
+        found[slot] = apart(own, Teacher(model, model.free(state, level, slot)), dreams[:, :-1])
     return found
 
 

@@ -70,7 +70,7 @@ def replay(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the student; what came of it. `others` are variations of each row, `earlier` rows of earlier nights."""
     if not rows:
-        return {"steps": 0, "refused": 0, "windows": 0, "bound": share_bound([], how.bound)}
+        return {"steps": 0, "refused": 0, "windows": 0, "bound": None}
     steps = max(1, round(how.presentations * len(rows) / how.rows))
     fit = Fit(student, steps, how.rate, generator, held)
     device = student.model.device

@@ -1,7 +1,9 @@
 """A whole night: presets, reports, budgets, stops; its filter, its schedule, its dreams, and the morning after."""
 
 import json
+import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import torch
@@ -28,8 +30,8 @@ from circadia.sleep import (
 from circadia.sleep.dream import _loss, chosen, dream, importance, random_expert, tasks_of
 from circadia.sleep.filter import check, otherwise
 from circadia.sleep.rehearse import anchored, read, step, unanchored
+from circadia.sleep.schedule import last, until
 from circadia.sleep.schedule import read as read_by_clock
-from circadia.sleep.schedule import until
 from circadia.sleep.student import Student, Teacher, written
 from circadia.sleep.windows import losses, probes, scores, surprising
 from tests.models.retrofit.conftest import same, text
@@ -309,6 +311,23 @@ def test_schedule_by_need():
         Schedule(hour=24)
 
 
+def test_the_hour_is_that_of_the_local_clock(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    try:
+        time.tzset()
+        for now, day in (
+            ((3, 29, 1), (3, 28)),
+            ((3, 29, 4), (3, 29)),
+            ((10, 25, 1), (10, 24)),
+            ((10, 26, 1), (10, 25)),
+        ):
+            found = datetime.fromtimestamp(last(datetime(2026, *now).timestamp(), 3))
+            assert found == datetime(2026, *day, 3), now  # the night in which the clocks change, and those beside it
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_reading_decays_to_the_slept_weights(tiny):
     model = tiny(decay=0.5, rate=1e-9)
     slept = model.learn(text(16, 3), {n: x + 0.1 if "/delta/" in n else x for n, x in model.start().items()})[1]
@@ -464,7 +483,7 @@ def test_a_probe_without_a_number_is_told_again():
 def test_a_night_without_a_day_teaches_nothing(two):
     model, state = two
     new, report = sleep(model, state, [], small(preset()))
-    assert report.windows == 0 and report.json() and "–" in report.markdown()
+    assert report.windows == 0 and report.json() and "–" in report.markdown() and report.parts[0]["bound"] is None
     assert all(torch.equal(new[n], x) for n, x in state.items())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from circadia.models.bundled import located
 from circadia.models.retrofit.assign import assign as assigned
-from circadia.models.retrofit.find import anatomy
+from circadia.models.retrofit.find import anatomy, positions
 from circadia.models.retrofit.model import RetrofitModel
 from circadia.models.retrofit.settings import Settings, chunk_of, context_of, levels_of, periods_of
 from circadia.models.retrofit.step import rule_of
@@ -139,14 +139,6 @@ def _whole(base: nn.Module, levels: Any) -> None:
     for name, p in base.named_parameters():
         if not p.is_floating_point():
             raise ValueError(f"target='all': {name} is quantised ({p.dtype}); use target='mlp'")
-
-
-def positions(base: Any) -> int | None:
-    """How many positions the base knows, if it is limited."""
-    config = base.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    # A table of positions or rotations in our own models has no such limit, nor have recurrent ones.
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def loaded(source: str, dtype: Any = None) -> Any:
