@@ -110,4 +110,8 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])
     assert done.exit_code == 2 and "--out" in done.output and "Traceback" not in done.output
+    (tmp_path / "demo.json").write_text("of an earlier run")
+    done = CliRunner().invoke(app, ["demo", "--base", str(tmp_path / "none"), "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "no such folder" in done.output
+    assert (tmp_path / "demo.json").read_text() == "of an earlier run"
     assert CliRunner().invoke(app, ["demo", "--rounds", "0", "--out", str(tmp_path)]).exit_code == 2

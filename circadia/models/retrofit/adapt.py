@@ -120,7 +120,7 @@ def forward(model: "RetrofitModel", ids: Tensor | None, **given: Any) -> CausalL
 
 def run(model: "RetrofitModel", ids: Tensor, second: bool) -> Tensor:
     """Logits [B, T, vocabulary] in float32 or better, with inner updates between the chunks."""
-    settings, length, limit = model.settings, ids.shape[1], positions(model.base)
+    settings, length, limit = model.settings, ids.shape[-1], positions(model.base)
     if ids.ndim != 2 or length <= settings.chunk:
         raise ValueError(
             f"tokens of shape {tuple(ids.shape)}: adaptation learns from rows [B, T] longer than one chunk of "

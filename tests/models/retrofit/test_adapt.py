@@ -191,8 +191,9 @@ def test_bad_input(tiny):
         with pytest.raises(ValueError, match=said):
             tiny(**settings).adapting()
     model = tiny()
-    with pytest.raises(ValueError, match="longer than one chunk"):
-        model.adapt_loss(rows(1, 4))
+    for short in (rows(1, 4), rows(1, 20)[0]):
+        with pytest.raises(ValueError, match="longer than one chunk"):
+            model.adapt_loss(short)
     with pytest.raises(ValueError, match="train='some'"):
         model.adapting(train="some")
     model.adapting(train="mlp")
