@@ -59,20 +59,22 @@ class Naive:
     """All weights of a copy of the base, one AdamW step on each chunk as it comes."""
 
     def __init__(self, base: Any, chunk: int, rate: float) -> None:
-        self.model, self.chunk = copy.deepcopy(base).train(), chunk
+        self.model, self.chunk = copy.deepcopy(base).eval(), chunk
         for p in self.model.parameters():
             p.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
 
     def read(self, text: str) -> None:
         """Once."""
+        self.model.train()
         for chunk in torch.tensor(list(text.encode())).split(self.chunk):
             if chunk.numel() < 2:
                 continue
-            loss = F.cross_entropy(self.logits(chunk[None, :-1])[0], chunk[1:])
+            loss = F.cross_entropy(self.model(chunk[None, :-1], use_cache=False).logits[0], chunk[1:])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+        self.model.eval()
 
     def logits(self, ids: Tensor) -> Tensor:
         return self.model(ids, use_cache=False).logits

@@ -20,15 +20,11 @@ COLOURS = {"last week": "#4f46e5", "today": "#0f766e"}
 def draw(found: dict[str, Any]) -> str:
     """HTML out of what a story found."""
     forgot, correction, rolled = found["forgot"], found["correction"], found["rolled back"]
-    asked = _asked(found["asked"])
+    asked, woken = _asked(found["asked"]), _asked(found["asked after the night"])
     corrected = [
         (f"after {i}" if i else "before", f"{a:.2f}", f"{b:.2f}") for i, (a, b) in enumerate(correction["nats"])
     ]
     night, evening, morning = found["night"], found["evening"]["learner"], found["after the night"]["learner"]
-    woken = [
-        (f"{x['prompt']} ...", x["said"], _mark(x["said"].strip() == x["value"]))
-        for x in found["asked after the night"]
-    ]
     cost = night["cost"]
     back = rolled["known"]
     versions = [

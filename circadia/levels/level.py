@@ -89,7 +89,7 @@ def count_text(count: int) -> str:
     """1234567 -> '1.23 M'."""
     for factor, suffix in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " k")):
         if count >= factor:
-            return f"{count / factor:.3g}{suffix}" if count < 1000 * factor else f"{count // factor:,}{suffix}"
+            return f"{count / factor:.3g}{suffix}" if count < 999.5 * factor else f"{count // factor:,}{suffix}"
     return str(count)
 
 

@@ -93,8 +93,10 @@ def levels(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}; pass the model itself")
-    if tokens_per_step is not None and not tokens_per_step > 0:
-        raise ValueError(f"tokens_per_step must be above 0, got {tokens_per_step}; leave it out if it is not known")
+    if tokens_per_step is not None and not 0 < tokens_per_step < math.inf:
+        raise ValueError(
+            f"tokens_per_step must be above 0 and finite, got {tokens_per_step}; leave it out if it is not known"
+        )
     named = dict(module.named_parameters())  # tied weights appear once
     for name, parameter in named.items():
         if isinstance(parameter, UninitializedParameter):

@@ -34,16 +34,23 @@ def prospective(model: RetrofitModel, state: State, level: int) -> State:
     return stream.state
 
 
+def check(model: RetrofitModel, sender: int, receiver: int, how: Seeding) -> None:
+    """Can one be moved into the other?"""
+    if not 0 <= sender < receiver < len(model.own):
+        raise ValueError(
+            f"sender={sender}, receiver={receiver}: a level sends to a slower one, of 0 to {len(model.own) - 1}"
+        )
+    if how.expand:
+        pool.check(model, receiver)
+
+
 def consolidate(
     model: RetrofitModel, before: State, after: State, sender: int, receiver: int, how: Seeding,
     windows: Sequence[Window], generator: torch.Generator, meter: Meter, held: dict[str, Any], *, full: str = "merge",
     older: Teacher | None = None, dreams: Tensor | None = None, judge: Judge | None = None, start: int | None = None,
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """One transfer; the new self, and what was done. `full` is the policy for a full pool."""
-    if not 0 <= sender < receiver < len(model.own):
-        raise ValueError(
-            f"sender={sender}, receiver={receiver}: a level sends to a slower one, of 0 to {len(model.own) - 1}"
-        )
+    check(model, sender, receiver, how)
     teacher = Teacher(model, before)
     # Drawn again after a stop, from the same numbers: Fit then goes on with its own.
     data = texts(teacher, windows, how, generator, meter, start)

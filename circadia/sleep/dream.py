@@ -10,6 +10,7 @@ A task is a context and probes of what it is for. Those of two experiences from 
 and both probes: their dreams look for what connects them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
+from circadia.models.retrofit.build import positions
 from circadia.models.retrofit.state import State, draw, key
+from circadia.sleep.checks import kinds
 from circadia.sleep.fit import Fit, Meter
 from circadia.sleep.losses import divergence, nats, over_sequences
 from circadia.sleep.pool import experts, has_pool
@@ -64,8 +67,8 @@ class Dreaming:
     questions: int = 0
 
     def __post_init__(self) -> None:
-        if self.questions < 0:
-            raise ValueError(f"questions={self.questions!r} must not be below 0")
+        ones = {"candidates": 1, "length": 1, "gram": 1, "rank": 1, "rounds": 1, "margin": -math.inf}
+        kinds(self, ones, above=("rate", "learn_rate"))
         if self.select not in SELECT:
             raise ValueError(f"select={self.select!r}: use one of {', '.join(SELECT)}")
         if self.keep + self.random < 1 or self.keep + self.random > self.candidates:
@@ -79,6 +82,10 @@ class Task:
     name: str
     context: Tensor
     probes: tuple[Probe, ...]
+
+    def __post_init__(self) -> None:
+        if not self.probes:
+            raise ValueError(f"task {self.name!r} has no probes: give at least one, whose loss is to fall")
 
 
 @dataclass(frozen=True)
@@ -218,13 +225,26 @@ def worth(own: Tensor, wanted: Tensor | None, how: Dreaming) -> tuple[Tensor, Te
     return how.eta * (own @ wanted), own @ own.mT
 
 
+def check(model: RetrofitModel) -> None:
+    """Can it dream?"""
+    if model.settings.target != "mlp":
+        raise ValueError(f"dreaming tries low-rank memories, which target={model.settings.target!r} has not: use 'mlp'")
+
+
+def fitting(model: RetrofitModel, tasks: Sequence[Task], how: Dreaming) -> tuple[list[Task], list[str]]:
+    """Those about which the base has positions enough to say something, and what is left out."""
+    limit = positions(model.base)
+    long = [task for task in tasks if limit is not None and task.context.numel() + how.length > limit]
+    told = [f"task {t.name}: {t.context.numel()} + {how.length} tokens are more than {limit} positions" for t in long]
+    return [task for task in tasks if all(task is not other for other in long)], told
+
+
 def dream(
     model: RetrofitModel, state: State, tasks: Sequence[Task], how: Dreaming, into: str | int,
     generator: torch.Generator, meter: Meter, older: Teacher | None = None, own: Tensor | None = None,
 ) -> tuple[State, list[Dream]]:  # fmt: skip
     """The self after its dreams, and the dreams that were tried. `own` are dreams of the older self that hold it."""
-    if model.settings.target != "mlp":
-        raise ValueError(f"dreaming tries low-rank memories, which target={model.settings.target!r} has not: use 'mlp'")
+    check(model)
     made: list[Dream] = []
     for _ in range(how.rounds):
         good: list[tuple[Tensor, Tensor]] = []

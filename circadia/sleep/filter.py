@@ -14,6 +14,7 @@ import torch
 
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State
+from circadia.sleep.checks import kinds
 from circadia.sleep.fit import Meter
 from circadia.sleep.losses import nats
 from circadia.sleep.replay import Replay, replay
@@ -45,12 +46,10 @@ class Filter:
     bound: float = 0.5
 
     def __post_init__(self) -> None:
+        kinds(self, {"gram": 1, "cue": 1}, above=("rate",))
         for name in ("trust", "alone", "shared", "sure", "wrong"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is outside [0, 1]")
-        for name in ("gram", "cue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
 
 
 @dataclass(frozen=True)

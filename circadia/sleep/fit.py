@@ -40,6 +40,7 @@ class Meter:
     spent: float = 0.0  # seconds of the parts before a stop
     cut: float | None = None  # the cost at which the time was up
     asked: float = 0.0  # the cost when `over` was last asked
+    ended: bool = False  # has a budget ended something?
     begin: float = field(default_factory=time.perf_counter)
 
     @property
@@ -54,13 +55,16 @@ class Meter:
     def over(self) -> bool:
         """Is a budget used up? Then the night ends with what it has.
 
-        Time is not the same twice. So it ends a night only where the cost has grown since it was last asked, and `cut`
-        is that cost: given as `work`, it ends the same night at the same place.
+        It is asked only where something is left to do. Time is not the same twice. So it ends a night only where the
+        cost has grown since it was last asked, and `cut` is that cost: given as `work`, it ends the same night at the
+        same place.
         """
         grown, self.asked = self.cost > self.asked, self.cost
         if self.cut is None and self.seconds is not None and grown and self.elapsed >= self.seconds:
             self.cut = self.cost
-        return self.cut is not None or (self.work is not None and self.cost >= self.work)
+        used_up = self.cut is not None or (self.work is not None and self.cost >= self.work)
+        self.ended = self.ended or used_up
+        return used_up
 
     def step(self, what: str, at: int, of: int) -> None:
         """Before each step."""

@@ -16,11 +16,12 @@ def fitted(settings: Settings, tokens: int, days: float) -> Settings:
 
     In tokens, those learned three times, as budgets count, as if there were windows of earlier nights. Reading the day
     once more, to find what surprises, is a third of a day already; where nothing is left for a window, the night has
-    none. For replay alone; what is said more often, as corrections are, comes on top.
+    none. A filter reads it, too. For replay alone; what is said more often, as corrections are, comes on top.
     """
     others = {"again": settings.again, "seeding": settings.seeding, "dreaming": settings.dreaming}
     odd = next((f"{name}={part!r:.40}" for name, part in others.items() if part is not None), None)
     odd = f"inner={settings.inner}" if settings.inner else odd
+    odd = f"filter.trial={settings.filter.trial}" if settings.filter and settings.filter.trial else odd
     how = settings.replay
     if odd is not None or how is None or how.whole:
         raise ValueError(
@@ -40,7 +41,7 @@ def fitted(settings: Settings, tokens: int, days: float) -> Settings:
     # Those of earlier nights, of which there may be as many probes.
     window += how.presentations / how.rows / how.every * how.probes * (2 if how.earlier else 1) * how.length
     window += 6 * how.variations * TRIES * how.length  # said after it, and read with it and without
-    left = price - tokens - 2 * dreams * long
+    left = price - tokens * (2 if settings.filter else 1) - 2 * dreams * long
     most = max(0, int(left / window))
     windows = most if how.windows is None else min(most, how.windows)
     return settings.but(dreams=dreams, replay={"windows": windows})

@@ -59,7 +59,7 @@ def over_sequences(each: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of every token [n, t]; 0 where the label is negative."""
+    """Loss of every token [n, t]; 0 where the label is -100."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none").view_as(labels)
 

@@ -1,6 +1,8 @@
 """A night, from a state to a state. Nothing is changed in place: stopped or refused, the day's self is still there."""
 
+import copy
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,14 +11,16 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
+from circadia.models.retrofit.learn import reading
 from circadia.models.retrofit.state import State
 from circadia.sleep import pool
+from circadia.sleep.consolidate import check as check_pair
 from circadia.sleep.consolidate import consolidate, prospective
-from circadia.sleep.dream import Task, dream, tasks_of
+from circadia.sleep.dream import Task, dream, fitting, tasks_of
+from circadia.sleep.dream import check as check_dreaming
 from circadia.sleep.filter import check
 from circadia.sleep.fit import Interrupted, Meter, Stopped
 from circadia.sleep.latest import Decode, Latest
-from circadia.sleep.losses import divergence
 from circadia.sleep.presets import preset
 from circadia.sleep.rehearse import anchored
 from circadia.sleep.replay import Replay, replay
@@ -24,7 +28,7 @@ from circadia.sleep.report import Report
 from circadia.sleep.sample import sample, starts
 from circadia.sleep.seed import Judge, seed, texts
 from circadia.sleep.settings import Settings
-from circadia.sleep.student import Student, Teacher, written
+from circadia.sleep.student import Student, Teacher, apart, written
 from circadia.sleep.windows import (
     Entry,
     Probe,
@@ -74,13 +78,20 @@ def sleep(
     if any(token >= known for token in settings.ask):
         raise ValueError(f"ask={settings.ask!r}: the model knows tokens 0 to {known - 1}")
     entries = [replace(entry, tokens=said(model, entry.tokens)) for entry in journal]
+    for number, count in Counter(entry.number for entry in entries).items():
+        if count > 1:
+            raise ValueError(
+                f"journal: {count} entries have number={number}: give each its own, windows are named by it"
+            )
     kept: dict[str, Any] = dict(resume or {})
     meter = Meter(seconds, work, stop, progress)
     for name, value in kept.get("counts", {}).items():
         setattr(meter, name, value)
     night = _Night(model, state, entries, settings, seed, slept, earlier, meter, kept)
+    night.able()
     try:
-        return night.run(probes, tasks, admitted, judge, start, decode)
+        with reading(model):
+            return night.run(probes, tasks, admitted, judge, start, decode)
     except Stopped:
         raise Interrupted({"done": night.done, "held": night.held, "counts": meter.counts()}) from None
 
@@ -95,10 +106,22 @@ class _Night:
         self.model, self.state, self.journal, self.settings, self.meter = model, state, journal, settings, meter
         self.given, self.seed, self.earlier = state, seed, earlier
         self.done: dict[str, Any] = dict(kept.get("done", {}))
-        self.held: dict[str, dict[str, Any]] = dict(kept.get("held", {}))
+        # A copy, as a part that goes on writes into it: what was given can be given again.
+        self.held: dict[str, dict[str, Any]] = copy.deepcopy(dict(kept.get("held", {})))
         self.older = Teacher(model, slept if settings.older == "slept" else None)
         self.surprised = Teacher(model, slept if settings.surprised == "morning" else state)
         self.report = Report(preset=settings.name, seed=seed, entries=len(journal))
+
+    def able(self) -> None:
+        """What would end the night in its middle is said before it begins."""
+        settings = self.settings
+        if settings.replay is not None or settings.again is not None or settings.dreaming is not None:
+            written(self.model, settings.into, self.state)
+        if settings.dreaming is not None:
+            check_dreaming(self.model)
+        for sender, receiver in self.pairs():
+            assert settings.seeding is not None
+            check_pair(self.model, sender, receiver, settings.seeding)
 
     def do(self, name: str, part: Callable[[torch.Generator, dict[str, Any]], Any]) -> Any:
         """A part of the night, with random numbers of its own."""
@@ -140,7 +163,7 @@ class _Night:
         if settings.anchor and self.state is not self.given:
             self.state = anchored(model, self.state)
         self.check()
-        report.stopped_by_budget, report.cut = meter.over, meter.cut
+        report.stopped_by_budget, report.cut = meter.ended, meter.cut
         report.kept = thinned([*earlier, windows], how.keep)
         after = self.measured(Teacher(model, self.state), asked, unseen)
         report.windows = len(windows) if settings.replay is None or not settings.replay.whole else len(self.spans())
@@ -223,8 +246,8 @@ class _Night:
 
     def measured(self, who: Teacher, asked: Sequence[Probe], unseen: Tensor) -> tuple[list[float], float]:
         """Losses on probes, and how far from the older self."""
-        ids = unseen[:, :-1].to(self.model.device)
-        far = float(divergence(self.older.logits(ids), who.logits(ids)))
+        ids = unseen[:, :-1]
+        far = apart(self.older, who, ids)
         self.meter.read += 2 * ids.numel() + sum(p.tokens.numel() for p in asked)
         return scores(who, asked), far
 
@@ -325,9 +348,12 @@ class _Night:
                 return questions(who, window, probe, how.questions, ask, g, self.meter, start)
 
             about = [*tasks, *tasks_of(windows, own, how, g, anew if how.questions else None)]
-            return dream(self.model, self.state, about, how, self.settings.into, g, self.meter, self.older, train)
+            about, left = fitting(self.model, about, how)
+            found = dream(self.model, self.state, about, how, self.settings.into, g, self.meter, self.older, train)
+            return *found, left
 
-        self.state, made = self.do("dreaming", act)
+        self.state, made, left = self.do("dreaming", act)
+        self.report.dropped += left
         self.report.parts.append({"part": "dreaming", "tried": len(made), "helped": sum(one.reward for one in made)})
         self.report.dreams += [
             {"about": one.task, "text": self.told(one.tokens, decode), "reward": one.reward} for one in made[:6]

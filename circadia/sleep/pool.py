@@ -1,9 +1,9 @@
 """Capacity: the low-rank experts of a level. Their number is fixed when a model is retrofitted, so that it is bounded.
 
-Slot 0 of a low-rank level is its own memory, which it writes awake; the others are experts for what sleeps bring. An
-expert that is freed is an exact no-op. Where none is left: "merge" (all of them, exactly, into a slower level that has
-whole deltas in the same matrices; without one, the two least useful into one, by the best matrix of their rank),
-"prune" (the least useful is freed), or "refuse".
+Slot 0 of a low-rank level is in use from the start; the others are experts for what sleeps bring. Awake, all in use are
+written. An expert that is freed is an exact no-op. Where none is left: "merge" (all of them, exactly, into a slower
+level that has whole deltas in the same matrices; without one, the two least useful into one, by the best matrix of
+their rank), "prune" (the least useful is freed), or "refuse".
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State, key, parts_of
-from circadia.sleep.losses import divergence
-from circadia.sleep.student import Part, Teacher
+from circadia.sleep.student import Part, Teacher, apart
 
 PARTS = ("delta", "a", "b", "gate")  # of a level, that are read
 POLICIES = ("merge", "prune", "refuse")
+FREE = ("experts", "all", "nothing")
 
 
 class PoolFull(ValueError):
@@ -35,6 +35,14 @@ def has_pool(model: RetrofitModel, level: int) -> bool:
     return settings.capacity == "lowrank" and settings.slots > 1
 
 
+def check(model: RetrofitModel, level: int) -> None:
+    """A ValueError if it cannot."""
+    if not has_pool(model, level):
+        raise ValueError(
+            f"level {level} has no pool of experts: retrofit with capacity='lowrank' and slots=6 there, or expand=False"
+        )
+
+
 def parts(model: RetrofitModel, level: int, slot: int) -> list[Part]:
     """What an expert consists of."""
     names = parts_of(model.settings.levels[level])
@@ -47,10 +55,7 @@ def activate(
     """An empty expert in a level; where the pool is full, after the policy has made room. What was done, in words."""
     if policy not in POLICIES:
         raise ValueError(f"full={policy!r} is no policy for a full pool: use one of {', '.join(POLICIES)}")
-    if not has_pool(model, level):
-        raise ValueError(
-            f"level {level} has no pool of experts: retrofit with capacity='lowrank' and slots=6 there, or expand=False"
-        )
+    check(model, level)
     told: list[str] = []
     slots = model.settings.levels[level].slots
     if len(experts(model, state, level)) == slots - 1:
@@ -87,10 +92,9 @@ def usefulness(model: RetrofitModel, state: State, level: int, dreams: Tensor | 
     """By ablation: how far the self is from itself without the expert, on its dreams, nats a token."""
     if dreams is None or not len(dreams):
         raise ValueError("experts are compared on dreams: give some, or full='refuse'")
-    ids = dreams[:, :-1].to(model.device)
-    own, found = Teacher(model, state).logits(ids), {}
+    own, found = Teacher(model, state), {}
     for slot in experts(model, state, level):
-        found[slot] = float(divergence(own, Teacher(model, model.free(state, level, slot)).logits(ids)))
+        found[slot] = apart(own, Teacher(model, model.free(state, level, slot)), dreams[:, :-1])
     return found
 
 
@@ -141,8 +145,8 @@ def merged(model: RetrofitModel, state: State, level: int, kept: int, gone: int)
 
 def freed(model: RetrofitModel, state: State, level: int, what: str) -> State:
     """A sender after its knowledge has moved up: "experts" of former sleeps reset (the paper); or "all" it holds."""
-    if what not in ("experts", "all", "nothing"):
-        raise ValueError(f"free={what!r}: use 'experts', 'all' or 'nothing'")
+    if what not in FREE:
+        raise ValueError(f"free={what!r}: use one of {', '.join(FREE)}")
     if what == "nothing":
         return state
     if model.settings.levels[level].capacity == "lowrank":
@@ -150,13 +154,9 @@ def freed(model: RetrofitModel, state: State, level: int, what: str) -> State:
             state = model.free(state, level, slot)
         return model.allocate(state, level, 0) if what == "all" else state
     if what == "all":
-        start = f"level{level}/"
-        empty = ("delta/", "grad/", "gram/", "opt/", "anchor/")
-        state = {
-            n: torch.zeros_like(x) if n.startswith(start) and n.removeprefix(start).startswith(empty) else x
-            for n, x in state.items()
-        }
-        state[key(level, "count")] = torch.zeros_like(state[key(level, "count")])
+        # Its open sum goes on: in a stack slower levels are still to get it, and an update ahead has taken it off.
+        empty = tuple(f"level{level}/{what}/" for what in ("delta", "opt", "anchor"))
+        state = {n: torch.zeros_like(x) if n.startswith(empty) else x for n, x in state.items()}
     return state
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import Report, RetrofitModel
-from circadia.models.retrofit.learn import tokens_of
+from circadia.models.retrofit.learn import reading, tokens_of
 from circadia.models.retrofit.state import State, key, parts_of
 from circadia.models.retrofit.step import Step, stepped
 from circadia.models.retrofit.stream import rates_of
@@ -51,7 +51,8 @@ def step(model: RetrofitModel, state: State, rows: Sequence[Tensor], level: int 
     names = [f"{part}/{site.name}" for part in parts_of(settings) for site in model.own[level]]
     student = Student(model, state, [(key(level, name), None) for name in names])
     ids, labels = (x.to(model.device) for x in batch(rows))
-    loss = over_sequences(nats(student.logits(ids), labels), (labels != IGNORED).float())
+    with reading(model):
+        loss = over_sequences(nats(student.logits(ids), labels), (labels != IGNORED).float())
     found = torch.autograd.grad(loss, student.leaves, allow_unused=True)
     start, end = f"level{level}/opt/", f"/{names[0]}"
     kept = [n[len(start) : -len(end)] for n in state if n.startswith(start) and n.endswith(end)]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circadia.sleep.checks import kinds
 from circadia.sleep.fit import Fit, Meter
 from circadia.sleep.losses import divergence, nats, over_sequences
 from circadia.sleep.student import Student, Teacher
@@ -55,13 +56,7 @@ class Replay:
     variations: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("length", "rows", "answer", "probes", "every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        for name in ("presentations", "guard", "rate", "bound", "dreams", "variations", "earlier", "keep"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must not be below 0")
+        kinds(self, {"length": 2, "rows": 1, "answer": 1, "probes": 1, "every": 1}, above=("rate",))
         if self.distance not in ("forward", "reverse", "jsd", "ce"):
             raise ValueError(f"distance={self.distance!r}: use forward, reverse, jsd or ce")
         if self.whole and self.variations:
@@ -75,7 +70,7 @@ def replay(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the student; what came of it. `others` are variations of each row, `earlier` rows of earlier nights."""
     if not rows:
-        return {"steps": 0, "refused": 0, "windows": 0, "bound": share_bound([], how.bound)}
+        return {"steps": 0, "refused": 0, "windows": 0, "bound": None}
     steps = max(1, round(how.presentations * len(rows) / how.rows))
     fit = Fit(student, steps, how.rate, generator, held)
     device = student.model.device

@@ -42,7 +42,8 @@ class Report:
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
         """Back from JSON, where numbers that are none are null."""
         pairs = {name: tuple(math.nan if x is None else x for x in data[name]) for name in ("bound", "older")}
-        return cls(**{**data, **pairs})
+        probes = [{n: math.nan if x is None else x for n, x in one.items()} for one in data["probes"]]
+        return cls(**{**data, **pairs, "probes": probes})
 
     def json(self) -> str:
         """Numbers that are none are null."""

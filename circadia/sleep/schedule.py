@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from circadia.models.retrofit import Report, RetrofitModel
@@ -100,5 +100,6 @@ class Schedule:
 
 def last(now: float, hour: int) -> float:
     """The last time it was this hour."""
-    today = datetime.fromtimestamp(now).replace(hour=hour, minute=0, second=0, microsecond=0).timestamp()
-    return today if today <= now else today - 86400
+    today = datetime.fromtimestamp(now).replace(hour=hour, minute=0, second=0, microsecond=0)
+    # Of the local clock, as some days have 23 or 25 hours.
+    return today.timestamp() if today.timestamp() <= now else (today - timedelta(days=1)).timestamp()

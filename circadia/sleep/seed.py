@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
+from circadia.sleep.checks import kinds
 from circadia.sleep.fit import Fit, Meter
-from circadia.sleep.losses import advantages, divergence, objective, policy_gradient, reward
+from circadia.sleep.losses import KINDS, advantages, divergence, objective, policy_gradient, reward
+from circadia.sleep.pool import FREE
 from circadia.sleep.sample import sample, starts
 from circadia.sleep.student import Student, Teacher
 from circadia.sleep.windows import Window
@@ -63,12 +65,17 @@ class Seeding:
     expand: bool = True
 
     def __post_init__(self) -> None:
+        ones = ("texts", "length", "prefix", "group", "steps", "rows", "older_rows")
+        kinds(self, dict.fromkeys(ones, 1) | {"cosine": -1}, above=("temperature", "rate"))
         for name in ("on_policy", "alpha", "gamma", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is outside [0, 1]")
-        for name in ("texts", "length", "prefix", "group", "steps", "rows", "older_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if self.distance not in KINDS:
+            raise ValueError(f"distance={self.distance!r}: use one of {', '.join(KINDS)}")
+        if self.free not in FREE:
+            raise ValueError(f"free={self.free!r}: use one of {', '.join(FREE)}")
+        if isinstance(self.sources, str):
+            raise ValueError(f"sources={self.sources!r}: give several, such as ({self.sources!r},)")
         for source in self.sources:
             if source not in SOURCES:
                 raise ValueError(f"sources: {source!r} is none: use {', '.join(SOURCES)}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from circadia.sleep.checks import kinds
 from circadia.sleep.dream import Dreaming
 from circadia.sleep.filter import Filter
 from circadia.sleep.pool import POLICIES
@@ -66,20 +67,22 @@ class Settings:
     anchor: bool = True
 
     def __post_init__(self) -> None:
+        kinds(self, {"dreams": 4, "dream_length": 2, "corrections": 1})
+        for name, kind in PARTS.items():
+            part = getattr(self, name)
+            if part is not None and not isinstance(part, kind):
+                raise ValueError(f"{name}={part!r:.60}: give settings of this part, such as {{}}, or None")
         if self.full not in POLICIES:
             raise ValueError(f"full={self.full!r} is no policy for a full pool: use one of {', '.join(POLICIES)}")
         if self.older not in ("base", "slept"):
             raise ValueError(f"older={self.older!r}: use 'base' or 'slept'")
         if self.surprised not in ("morning", "evening"):
             raise ValueError(f"surprised={self.surprised!r}: use 'morning' or 'evening'")
-        if isinstance(self.inner, bool) or not isinstance(self.inner, int) or self.inner < 0:
-            raise ValueError(f"inner={self.inner!r} must be a whole number of times, 0 for none")
-        for name, least in (("dreams", 4), ("dream_length", 2), ("corrections", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least {least}")
-        if isinstance(self.ask, str) or any(isinstance(x, bool) or not isinstance(x, int) or x < 0 for x in self.ask):
+        if not isinstance(self.ask, (list, tuple)) or any(
+            isinstance(x, bool) or not isinstance(x, int) or x < 0 for x in self.ask
+        ):
             raise ValueError(f"ask={self.ask!r}: give numbers of tokens, such as those of 'In other words:'")
-        if isinstance(self.pairs, str) and self.pairs != "all":
+        if self.pairs != "all" and not (isinstance(self.pairs, (list, tuple)) and all(map(_pair, self.pairs))):
             raise ValueError(f"pairs={self.pairs!r}: use 'all', or pairs of a sender and a receiver")
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,16 +100,12 @@ class Settings:
                     f"{name}={value!r:.60} is no setting of a night: use one of {', '.join(sorted(known))}"
                 )
             if name in PARTS and isinstance(value, Mapping):
-                own = {n: tuple(x) if isinstance(x, list) else x for n, x in value.items()}
+                own = {n: _tuple(x) for n, x in value.items()}
                 try:
                     value = PARTS[name](**own)
                 except TypeError as error:
                     raise ValueError(f"{name}: {error}") from None
-            elif name == "pairs" and not isinstance(value, str):
-                value = tuple((int(a), int(b)) for a, b in value)
-            elif name == "ask":
-                value = tuple(value)
-            made[name] = value
+            made[name] = _tuple(value)
         return cls(**made)
 
     def but(self, **changes: Any) -> "Settings":
@@ -116,3 +115,12 @@ class Settings:
                 part = getattr(self, name)
                 changes[name] = PARTS[name](**value) if part is None else replace(part, **value)
         return replace(self, **changes)
+
+
+def _tuple(x: Any) -> Any:
+    """JSON knows lists alone."""
+    return tuple(map(_tuple, x)) if isinstance(x, list) else x
+
+
+def _pair(x: Any) -> bool:
+    return isinstance(x, (list, tuple)) and len(x) == 2 and all(type(i) is int and i >= 0 for i in x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from circadia.models.retrofit import RetrofitModel
 from circadia.models.retrofit.state import State, key, parts_of
 from circadia.models.retrofit.wear import Pair, Reading, swapped, total, worn
+from circadia.sleep.losses import divergence
 
 Extra = tuple[Tensor, Tensor]  # A [r, in], B [out, r]
 Part = tuple[str, int | None]  # an entry of the state, and a slot of it
@@ -43,6 +44,12 @@ class Teacher:
         """Of rows of tokens [n, t]."""
         with self.wearing() as base:
             return _logits(base, ids)
+
+
+def apart(one: Teacher, other: Teacher, ids: Tensor, size: int = 4) -> float:
+    """F of the two on rows of tokens [n, t]; some at a time, as what is said of them all is wide."""
+    parts = ids.to(one.model.device).split(size)
+    return sum(len(x) * float(divergence(one.logits(x), other.logits(x))) for x in parts) / len(ids)
 
 
 class Student:

@@ -72,6 +72,13 @@ class Probe:
     tokens: Tensor
     cue: int
 
+    def __post_init__(self) -> None:
+        if not 0 < self.cue < self.tokens.numel():
+            raise ValueError(
+                f"probe {self.name!r}: cue={self.cue!r} of {self.tokens.numel()} tokens: some must stand before it, "
+                "and some are to be said"
+            )
+
 
 def batch(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Inputs and labels [n, t] of rows of any length; labels of the padding are ignored."""
@@ -176,10 +183,11 @@ def share_bound(values: Sequence[float], bound: float) -> float:
 def said(model: RetrofitModel, tokens: Tensor) -> Tensor:
     """One row of token ids the model knows."""
     known = model.config.get_text_config().vocab_size
-    if tokens.ndim != 1 or tokens.is_floating_point() or (tokens.numel() and not int(tokens.min()) >= 0):
+    if tokens.ndim != 1 or tokens.is_floating_point():
         raise ValueError(
-            f"an entry of the journal has tokens of shape {tuple(tokens.shape)} and {tokens.dtype}: one row"
+            f"an entry of the journal has tokens of shape {tuple(tokens.shape)} and {tokens.dtype}: give one row of ids"
         )
-    if tokens.numel() and int(tokens.max()) >= known:
-        raise ValueError(f"an entry of the journal has token {int(tokens.max())}: the model knows 0 to {known - 1}")
+    for token in (int(tokens.min()), int(tokens.max())) if tokens.numel() else ():
+        if not 0 <= token < known:
+            raise ValueError(f"an entry of the journal has token {token}: the model knows 0 to {known - 1}")
     return tokens.to(torch.int64)

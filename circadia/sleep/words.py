@@ -61,7 +61,10 @@ def questions(
 ) -> list[Probe]:  # fmt: skip
     """At most `count` of a window, for the answer of its probe."""
     answer = probe.tokens[probe.cue :]
-    cues = said(who, [window.tokens] * count * TRIES, 0, probe.cue, ask, generator, meter, start)
+    # The answer is to fit behind it.
+    limit, before = positions(who.model.base), hint(who, window.tokens, ask, start).numel()
+    size = probe.cue if limit is None else min(probe.cue, limit - before - answer.numel())
+    cues = said(who, [window.tokens] * count * TRIES, 0, size, ask, generator, meter, start)
     asked = [torch.cat((cue, answer)) for cue in cues]
     gains = about(who, window.tokens, asked, [cue.numel() for cue in cues], ask, meter, start)
     order = best(asked, gains, count)

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from circadia.cli import app
 from circadia.demo import facts
+from circadia.demo.measure import Naive
+from tests.models.retrofit.conftest import base_of
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -94,8 +97,21 @@ def test_a_browser_shows_it(out, tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 50_000  # an empty page is a tenth of that
 
 
+def test_what_is_fine_tuned_is_asked_without_dropout():
+    arm = Naive(base_of("gpt2", vocab_size=256, n_layer=1).train(), 8, 1e-3)
+    ids, seen = torch.tensor([list(b"a word")]), []
+    for _ in range(2):
+        seen += [arm.logits(ids).detach() for _ in range(2)]
+        arm.read("some words that are new")
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3]) and not torch.equal(seen[0], seen[2])
+
+
 def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])
     assert done.exit_code == 2 and "--out" in done.output and "Traceback" not in done.output
+    (tmp_path / "demo.json").write_text("of an earlier run")
+    done = CliRunner().invoke(app, ["demo", "--base", str(tmp_path / "none"), "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "no such folder" in done.output
+    assert (tmp_path / "demo.json").read_text() == "of an earlier run"
     assert CliRunner().invoke(app, ["demo", "--rounds", "0", "--out", str(tmp_path)]).exit_code == 2

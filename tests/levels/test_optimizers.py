@@ -181,6 +181,7 @@ def test_bad_input_is_named(make, message):
     assert message in str(error.value)
 
 
-def test_tokens_per_step_must_be_positive():
-    with pytest.raises(ValueError, match="tokens_per_step must be above 0, got 0"):
-        circadia.levels(mlp(), tokens_per_step=0)
+@pytest.mark.parametrize("wrong", [0, -1.5, float("inf"), float("nan")])
+def test_tokens_per_step_must_be_positive(wrong):
+    with pytest.raises(ValueError, match=f"tokens_per_step must be above 0 and finite, got {wrong}"):
+        circadia.levels(mlp(), tokens_per_step=wrong)

@@ -132,7 +132,8 @@ def test_patterns():
         Member("e.0.x.{0..1}", 2),
         Member("e.1.x.0", 1),
     )
-    assert (count_text(999), count_text(1234567), count_text(10**12)) == ("999", "1.23 M", "1 T")
+    counts = {999: "999", 1_000: "1 k", 999_499: "999 k", 999_600: "999 k", 1_234_567: "1.23 M", 10**12: "1 T"}
+    assert {count: count_text(count) for count in counts} == counts
     assert (bytes_text(1023), bytes_text(1536)) == ("1,023 B", "1.5 KiB")
 
 

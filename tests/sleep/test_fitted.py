@@ -3,19 +3,23 @@
 import pytest
 import torch
 
-from circadia.sleep import Entry, Replay, Settings, Window, fitted, preset, sleep
+from circadia.sleep import Entry, Filter, Replay, Settings, Window, fitted, preset, sleep
 from tests.models.retrofit.conftest import text
 
 SMALL = {"length": 8, "rows": 4, "presentations": 6, "answer": 3, "every": 5, "dreams": 2, "enough": 2.0, "probes": 8}
 
 
 @pytest.mark.parametrize(
-    "days, changes", [(2.0, {}), (6.0, {}), (6.0, {"dreams": 0}), (9.0, {"distance": "ce"}), (6.0, {"earlier": 0})]
-)
-def test_a_night_costs_what_it_was_fitted_to(tiny, days, changes):
+    "days, changes, how",
+    [
+        (2.0, {}, None), (6.0, {}, None), (6.0, {"dreams": 0}, None), (9.0, {"distance": "ce"}, None),
+        (6.0, {"earlier": 0}, None), (4.0, {}, Filter(wrong=1.0)),
+    ],
+)  # fmt: skip
+def test_a_night_costs_what_it_was_fitted_to(tiny, days, changes, how):
     model = tiny(periods=(8,), config={"num_hidden_layers": 1})
     day = [Entry(text(64, seed=i), number=i) for i in range(8)]
-    given = preset().but(dreams=64, dream_length=8, replay={**SMALL, **changes})
+    given = preset().but(dreams=64, dream_length=8, replay={**SMALL, **changes}, filter=how)
     settings = fitted(given, 512, days)
     assert settings.replay.presentations == 6 and 0 < settings.replay.windows < 56 and 8 <= settings.dreams <= 64
     before = [[Window(text(9, seed=50 + i), "", 1.0, 50 + i, 0, 1.0) for i in range(8)]]
@@ -49,6 +53,7 @@ def test_variations_are_paid_for_and_a_limit_stays():
         (preset("full"), 9, 1, "seeding="),
         (preset("inner-steps"), 9, 1, "inner=12"),
         (preset("no-sleep"), 9, 1, "replay=None"),
+        (preset().but(filter={"trial": 5}), 9, 1, "filter.trial=5"),
         (Settings(replay=Replay(whole=True)), 9, 1, "replay="),
         (preset(), 9, 0, "days=0"),
         (preset(), 0, 1, "tokens=0"),

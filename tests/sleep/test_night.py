@@ -1,7 +1,9 @@
 """A whole night: presets, reports, budgets, stops; its filter, its schedule, its dreams, and the morning after."""
 
 import json
+import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from circadia.sleep import (
     Probe,
     Rehearsal,
     Replay,
+    Report,
     Schedule,
     Settings,
     Task,
@@ -27,8 +30,8 @@ from circadia.sleep import (
 from circadia.sleep.dream import _loss, chosen, dream, importance, random_expert, tasks_of
 from circadia.sleep.filter import check, otherwise
 from circadia.sleep.rehearse import anchored, read, step, unanchored
+from circadia.sleep.schedule import last, until
 from circadia.sleep.schedule import read as read_by_clock
-from circadia.sleep.schedule import until
 from circadia.sleep.student import Student, Teacher, written
 from circadia.sleep.windows import losses, probes, scores, surprising
 from tests.models.retrofit.conftest import same, text
@@ -111,6 +114,62 @@ def test_a_stopped_night_changes_nothing_and_goes_on_with_the_same_bits(two, jou
     same(again, whole)
     assert [p | {"reward": 0} for p in later.parts] == [p | {"reward": 0} for p in report.parts]
     assert not seen or seen[0] != ("filter", 0) or at < 4
+
+
+def test_what_a_stopped_night_has_can_be_given_twice(two, journal):
+    model, state = two
+    settings, count = small(preset("full")), iter(range(10**6))
+    whole, _ = sleep(model, state, journal, settings, seed=1)
+    with pytest.raises(Interrupted) as stopped:
+        sleep(model, state, journal, settings, seed=1, stop=lambda: next(count) == 9)
+    assert list(stopped.value.progress["held"]) == ["replay"]
+
+    def crash():
+        assert next(count) < 12, "in the middle of a part"
+
+    with pytest.raises(AssertionError, match="in the middle"):
+        sleep(model, state, journal, settings, seed=1, stop=crash, resume=stopped.value.progress)
+    same(sleep(model, state, journal, settings, seed=1, resume=stopped.value.progress)[0], whole)
+
+
+def test_a_budget_that_was_enough_has_ended_nothing(two, journal):
+    model, state = two
+    settings, costs = small(preset()), []
+    new, report = sleep(model, state, journal, settings, progress=lambda *_: costs.append(1))
+    cost = report.cost["read"] + report.cost["made"] + 3 * report.cost["learned"]
+    for less in range(0, int(cost), 100):  # down to where the last step has begun
+        paid, told = sleep(model, state, journal, settings, work=cost - less)
+        if not told.stopped_by_budget:
+            same(paid, new)
+        else:
+            assert told.parts[0]["steps"] < report.parts[0]["steps"]
+            return
+    pytest.fail("no budget was too small")
+
+
+def test_dropout_is_off_asleep(tiny, journal):
+    model = tiny(family="gpt2", config={"n_layer": 1})  # which has some while it is trained
+    state, settings = model.start(), small(preset())
+    want, _ = sleep(model, state, journal, settings, start=1)
+    rested = step(model, state, [journal[0].tokens[:8]])
+    model.train()
+    same(sleep(model, state, journal, settings, start=1)[0], want)
+    same(step(model, state, [journal[0].tokens[:8]]), rested)
+    assert model.base.training
+
+
+@pytest.mark.parametrize("positions", [64, 100])
+def test_what_does_not_fit_into_a_short_base_is_left_out(tiny, positions):
+    levels = dict(capacity=["full", "lowrank"], slots=[1, 3], rank=2)
+    model = tiny(periods=(8, 16), family="gpt2", config={"n_positions": positions, "n_layer": 1}, **levels)
+    day = [Entry(text(120, seed=10 + i), source="ab"[i % 2], number=i) for i in range(2)]
+    short = {"replay": {"presentations": 1, "rows": 2}, "seeding": {"steps": 1, "length": 8, "rows": 2}}
+    settings = preset("full").but(
+        dreams=4, dream_length=8, **short, dreaming={"steps": 1, "learn": 1, "tasks": 2, "candidates": 4}
+    )
+    _, report = sleep(model, model.start(), day, settings, start=1)
+    assert report.dropped and all(f"more than {positions} positions" in one for one in report.dropped)
+    assert report.parts[-1]["part"] == "dreaming"
 
 
 def test_budgets_end_a_night_early(two, journal):
@@ -252,6 +311,23 @@ def test_schedule_by_need():
         Schedule(hour=24)
 
 
+def test_the_hour_is_that_of_the_local_clock(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    try:
+        time.tzset()
+        for now, day in (
+            ((3, 29, 1), (3, 28)),
+            ((3, 29, 4), (3, 29)),
+            ((10, 25, 1), (10, 24)),
+            ((10, 26, 1), (10, 25)),
+        ):
+            found = datetime.fromtimestamp(last(datetime(2026, *now).timestamp(), 3))
+            assert found == datetime(2026, *day, 3), now  # the night in which the clocks change, and those beside it
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_reading_decays_to_the_slept_weights(tiny):
     model = tiny(decay=0.5, rate=1e-9)
     slept = model.learn(text(16, 3), {n: x + 0.1 if "/delta/" in n else x for n, x in model.start().items()})[1]
@@ -371,24 +447,43 @@ def test_errors_name_what_is_wrong(two, tiny, journal):
         sleep(model, state, journal, "good")
     with pytest.raises(ValueError, match="the model knows 0 to 47"):
         sleep(model, state, [Entry(torch.tensor([99]))])
-    single = tiny()
-    with pytest.raises(ValueError, match="seeding has no pair of levels"):
-        sleep(single, single.start(), journal, small(preset("two-teacher")))
+    with pytest.raises(ValueError, match="has token -1: the model knows 0 to 47"):
+        sleep(model, state, [Entry(torch.tensor([5, -1]))])
+    with pytest.raises(ValueError, match="2 entries have number=0"):
+        sleep(model, state, [Entry(text(20)), Entry(text(20, 1))])
+    for tokens, cue in ((text(8), 0), (text(8), 8), (text(1), 1)):
+        with pytest.raises(ValueError, match=f"probe 'p': cue={cue} of {len(tokens)} tokens"):
+            Probe("p", tokens, cue)
+    with pytest.raises(ValueError, match="task 't' has no probes"):
+        Task("t", text(8), ())
     with pytest.raises(ValueError, match="into=7"):
         written(model, 7, state)
     with pytest.raises(ValueError, match="sleeps=3 is no setting"):
         Settings.from_dict({"sleeps": 3})
     with pytest.raises(ValueError, match="rows=0"):
         Replay(rows=0)
-    whole = tiny(target="all")
-    with pytest.raises(ValueError, match="target='all'"):
-        sleep(whole, whole.start(), journal, small(preset().but(dreaming=Dreaming())))
+    single, whole = tiny(), tiny(target="all")
+    for who, settings, said in (
+        (single, small(preset("two-teacher")), "seeding has no pair of levels"),
+        (model, small(preset("full")).but(pairs=((0, 5),)), "sender=0, receiver=5"),
+        (tiny(periods=(8, 16)), small(preset("full")).but(pairs=((0, 1),)), "level 1 has no pool of experts"),
+        (model, small(preset()).but(into="slow"), "into='slow'"),
+        (whole, small(preset().but(dreaming=Dreaming())), "target='all'"),
+    ):
+        with pytest.raises(ValueError, match=said):  # before anything is done
+            sleep(who, who.start(), journal, settings, stop=lambda: pytest.fail("the night has begun"))
+
+
+def test_a_probe_without_a_number_is_told_again():
+    report = Report(probes=[{"name": "x", "before": float("inf"), "after": 1.0}])
+    again = Report.from_dict(json.loads(report.json()))
+    assert "| x | nan | 1.000 |" in again.markdown() and again.json() == report.json()
 
 
 def test_a_night_without_a_day_teaches_nothing(two):
     model, state = two
     new, report = sleep(model, state, [], small(preset()))
-    assert report.windows == 0 and report.json() and "–" in report.markdown()
+    assert report.windows == 0 and report.json() and "–" in report.markdown() and report.parts[0]["bound"] is None
     assert all(torch.equal(new[n], x) for n, x in state.items())
 
 

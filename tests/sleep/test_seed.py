@@ -106,6 +106,19 @@ def test_a_freed_sender_comes_back_through_the_receiver(two):
     assert not any(bool(x.any()) for n, x in state.items() if n.startswith("level0/delta/"))
 
 
+@pytest.mark.parametrize("weigh", [None, lambda chunk: 0.5], ids=["whole", "by half"])
+def test_a_sender_freed_ahead_of_its_period_counts_no_token_twice(tiny, weigh):
+    model = tiny(periods=(8, 16, 32), chunk=4)
+    ids = text(28, 3)
+    _, state = model.learn(ids[:12], model.start(), weigh)
+    freed = pool.freed(model, prospective(model, state, 1), 1, "all")
+    assert not any(bool(x.any()) for n, x in freed.items() if n.startswith("level1/delta/"))
+    _, after = model.learn(ids[12:], freed, weigh)
+    _, plain = model.learn(ids[12:], state, weigh)
+    for name in [n for n in plain if n.endswith(("/count", "/weight"))]:
+        assert torch.equal(after[name], plain[name]), name
+
+
 def test_the_older_teacher_holds_what_must_stay(two):
     model = two(rate=1.0)
     before = learned(model, 160)

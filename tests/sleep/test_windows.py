@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from circadia.sleep import Entry, Meter, Probe, Replay
+from circadia.sleep.losses import divergence
 from circadia.sleep.replay import replay
 from circadia.sleep.sample import sample, starts
-from circadia.sleep.student import Student, Teacher, written
+from circadia.sleep.student import Student, Teacher, apart, written
 from circadia.sleep.windows import batch, losses, probes, scores, share_bound, surprising
 from tests.models.retrofit.conftest import same, text
 from tests.sleep.conftest import seeded
@@ -39,6 +40,17 @@ def test_rows_of_other_lengths_beside_it_change_nothing(tiny):
     together = losses(who, rows)
     for row, each in zip(rows, together):
         torch.testing.assert_close(each, losses(who, [row])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_how_far_two_are_apart_is_measured_some_rows_at_a_time(tiny):
+    model = tiny(rate=0.5)
+    one, other = Teacher(model, None), Teacher(model, model.learn(text(40), model.start())[1])
+    ids, seen = text(70, seed=3).view(7, 10), []
+    want = float(divergence(one.logits(ids), other.logits(ids)))
+    hook = model.base.register_forward_hook(lambda base, given, made: seen.append(len(made.logits)))
+    assert apart(one, other, ids, 3) == pytest.approx(want, rel=1e-5) and want > 0.01
+    hook.remove()
+    assert seen == [3, 3, 3, 3, 1, 1]
 
 
 def test_the_most_surprising_are_kept_in_order(tiny):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.settings import LevelSettings
 from circadia.models.retrofit.wear import OfEach, worn
 
@@ -119,7 +120,7 @@ def forward(model: "RetrofitModel", ids: Tensor | None, **given: Any) -> CausalL
 
 def run(model: "RetrofitModel", ids: Tensor, second: bool) -> Tensor:
     """Logits [B, T, vocabulary] in float32 or better, with inner updates between the chunks."""
-    settings, length = model.settings, ids.shape[1]
+    settings, length, limit = model.settings, ids.shape[-1], positions(model.base)
     if ids.ndim != 2 or length <= settings.chunk:
         raise ValueError(
             f"tokens of shape {tuple(ids.shape)}: adaptation learns from rows [B, T] longer than one chunk of "
@@ -135,13 +136,20 @@ def run(model: "RetrofitModel", ids: Tensor, second: bool) -> Tensor:
         end = at + settings.chunk
         last = end >= length
         before, first = max(0, at - max(1, settings.context)), max(0, at - 1)
-        inputs = ids[:, before : length if last else end - 1]
+        stop = length if last else end - 1
+        # A row's last token predicts nothing of it; with it the window can be longer than the base knows positions.
+        room = stop - before if limit is None else limit
+        long = stop - before > room
+        inputs = ids[:, before : stop - long]
         with torch.enable_grad():
             nudges, readings = _nudged(model, deltas, ids.shape[0])
             # The fused kernels of attention have no second derivative.
             kernels = [SDPBackend.MATH] if second else list(SDPBackend.__members__.values())
             with worn(readings), sdpa_kernel([k for k in kernels if k != SDPBackend.ERROR]):
                 logits = model.base(inputs, use_cache=False).logits[:, first - before :]
+                if long:
+                    after = model.base(ids[:, stop - room : stop], use_cache=False).logits[:, -1:]
+                    logits = torch.cat((logits, after), 1)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             parts.append(logits if outer else logits.detach())
             if last:

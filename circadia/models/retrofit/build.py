@@ -1,7 +1,7 @@
 """`circadia.retrofit`: a Hugging Face decoder becomes a model whose MLPs keep learning."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from circadia.models.bundled import located
 from circadia.models.retrofit.assign import assign as assigned
-from circadia.models.retrofit.find import anatomy
+from circadia.models.retrofit.find import anatomy, positions
 from circadia.models.retrofit.model import RetrofitModel
 from circadia.models.retrofit.settings import Settings, chunk_of, context_of, levels_of, periods_of
 from circadia.models.retrofit.step import rule_of
@@ -105,9 +105,16 @@ def arranged(
         _fits(levels, where, {name for i in where for name in found.layers[i] if not name.plain})
     limit = positions(base)
     chunk = chunk_of(chunk, levels, limit)
-    settings = Settings(levels=levels, assign=assign, layers=layers, target=target, chunk=chunk,
+    settings = Settings(levels=levels, assign=_plain(assign), layers=_plain(layers), target=target, chunk=chunk,
                         context=context_of(context, chunk, limit), seed=seed)  # fmt: skip
     return RetrofitModel(base, settings, found, where, source)
+
+
+def _plain(given: Any) -> Any:
+    """As JSON gives it back: ranges and tuples are lists."""
+    if isinstance(given, Mapping):
+        return {layer: _plain(x) for layer, x in given.items()}
+    return [_plain(x) for x in given] if isinstance(given, Sequence) and not isinstance(given, str) else given
 
 
 def _fits(levels: Any, where: dict[int, tuple[int, ...]], odd: set) -> None:
@@ -132,14 +139,6 @@ def _whole(base: nn.Module, levels: Any) -> None:
     for name, p in base.named_parameters():
         if not p.is_floating_point():
             raise ValueError(f"target='all': {name} is quantised ({p.dtype}); use target='mlp'")
-
-
-def positions(base: Any) -> int | None:
-    """How many positions the base knows, if it is limited."""
-    config = base.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    # A table of positions or rotations in our own models has no such limit, nor have recurrent ones.
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def loaded(source: str, dtype: Any = None) -> Any:

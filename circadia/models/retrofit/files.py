@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from circadia.files import write_whole
 from circadia.models import memory_file
 from circadia.models.bundled import located
 from circadia.models.retrofit import build
+from circadia.models.retrofit import state as states
 from circadia.models.retrofit.settings import Settings
 from circadia.models.retrofit.state import State
 
@@ -164,8 +166,22 @@ def load_state(model: "RetrofitModel", path: Any) -> State:
             f"{[level['period'] for level in ours['levels']]}: retrofit the base with the periods of the memory"
         )
     model.check(tensors)
+    lacking = sorted(_names(model) - tensors.keys())
+    if lacking:
+        pairs = zip(theirs["levels"], ours["levels"])
+        odd = [f"{n}={x!r}, here {n}={b[n]!r}" for a, b in pairs for n, x in a.items() if n in b and b[n] != x]
+        raise ValueError(
+            f"{path}: this memory has no {lacking[0]}: it was made with {odd[0] if odd else 'another assignment'}; "
+            "retrofit the base with the settings of the memory"
+        )
     where = {site.name: site.device for site in model.sites.values()}
     return {name: x.to(_device(name, where)) for name, x in tensors.items()}
+
+
+def _names(model: "RetrofitModel") -> set[str]:
+    """Of all entries of a state, from a start with matrices of one number."""
+    small = [[replace(site, shape=(1,) * len(site.shape)) for site in own] for own in model.own]
+    return set(states.start(model.settings.levels, small, model.settings.chunk, model.anchored, 0))
 
 
 def _device(name: str, where: dict[str, torch.device]) -> torch.device:

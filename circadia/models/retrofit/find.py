@@ -87,6 +87,14 @@ def anatomy(base: nn.Module) -> Anatomy:
     return found
 
 
+def positions(base: Any) -> int | None:
+    """How many positions the base knows, if it is limited."""
+    config = base.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    # A table of positions or rotations in our own models has no such limit, nor have recurrent ones.
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def _mixes(layer: nn.Module) -> bool:
     return any(MIXER.search(name.rpartition(".")[2]) for name, _ in layer.named_modules() if name)
 

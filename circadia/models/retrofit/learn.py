@@ -32,7 +32,7 @@ def learn(model: "RetrofitModel", tokens: Any, state: State, weigh: Weigh | None
     stream = Stream(model, state, weigh)
     levels = [LevelReport(f"level {i}", level.period) for i, level in enumerate(model.settings.levels)]
     report = Report(levels=levels)
-    with _reading(model):
+    with reading(model):
         for window in _windows(model, ids, stream.state, whole=True):
             report.chunks.append(stream.take(window, levels))
     stream.finish(ids)
@@ -45,7 +45,7 @@ def score(model: "RetrofitModel", tokens: Any, state: State) -> Report:
     """`RetrofitModel.score`."""
     begin = time.perf_counter()
     report = Report()
-    with _reading(model), torch.no_grad(), model.wearing(state) as base:
+    with reading(model), torch.no_grad(), model.wearing(state) as base:
         for window in _windows(model, tokens_of(model, tokens), state, whole=False):
             nats = float(nats_of(base, window)) if window.scored else 0.0
             report.chunks.append(ChunkReport(window.start, window.scored, nats / max(1, window.scored)))
@@ -59,7 +59,7 @@ def teach(
     """`RetrofitModel.teach`: the open sum of the level, its clock and the stream stay as they are."""
     model.check(state)
     settings, stream = model.settings.levels[level], Stream(model, state)
-    with _reading(model):
+    with reading(model):
         nats, found, grams = stream.gradients(loss, [level], [], 0)
         sums = {
             f"{part}/{s.name}": stream.of(found, level, part, s.name)
@@ -104,7 +104,7 @@ def tokens_of(model: Any, tokens: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _reading(model: "RetrofitModel") -> Iterator[None]:
+def reading(model: "RetrofitModel") -> Iterator[None]:
     """No dropout while a stream is read, whatever mode the base is in."""
     before = model.base.training
     if before:

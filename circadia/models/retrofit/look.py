@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.learn import tokens_of
 from circadia.models.retrofit.state import State
 
@@ -44,9 +45,12 @@ def share(model: "RetrofitModel", state: State) -> float:
 @torch.no_grad()
 def reads(model: "RetrofitModel", tokens: Any, state: State | None) -> Iterator[Tensor]:
     """`RetrofitModel.reads`."""
-    ids, chunk = tokens_of(model, tokens), model.settings.chunk
+    ids, chunk, context = tokens_of(model, tokens), model.settings.chunk, model.settings.context
+    limit = positions(model.base)
+    if limit is not None:  # a stream leaves out a chunk's last token, which predicts nothing of it
+        context = min(context, limit - chunk)
     for at in range(0, ids.numel(), chunk):
-        window = ids[None, max(0, at - model.settings.context) : at + chunk].to(model.device)
+        window = ids[None, max(0, at - context) : at + chunk].to(model.device)
         with model.wearing(state) as base:
             logits = base(window, use_cache=False).logits
         yield logits[0, -min(chunk, ids.numel() - at) :]

@@ -121,7 +121,7 @@ def use(state: State, level: int, slot: int, settings: LevelSettings, sites: lis
         for name in [n for n in state if n.startswith(f"level{level}/") and n.endswith(f"/{site.name}")]:
             tensor = state[name].clone()
             tensor[slot] = 0
-            if on and name == key(level, "a", site.name):
+            if on and name in (key(level, "a", site.name), key(level, "anchor", "a", site.name)):
                 tensor[slot] = draw(site, settings.rank, seed, level, slot)
             state[name] = tensor
     return state

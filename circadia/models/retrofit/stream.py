@@ -142,7 +142,10 @@ class Stream:
     def gradients(
         self, loss: Callable[[Any], Tensor], listening: list[int], due: list[int], scored: int
     ) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
-        """Summed loss, its gradients by PART/NAME (of pairs by LEVEL/PART/NAME), and x x^T for DGD."""
+        """The loss, its gradients by PART/NAME (of pairs by LEVEL/PART/NAME), and for DGD x x^T.
+
+        That is summed over the `scored` tokens as the loss is; 0: a loss of another kind, and the mean over all tokens.
+        """
         model, state = self.model, self.state
         leaves: dict[str, Tensor] = {}
         if model.settings.target == "all":
@@ -176,7 +179,7 @@ class Stream:
         for name, reading in readings.items() if watch else ():
             rows = torch.cat([x.reshape(-1, x.shape[-1])[-scored:] for x in reading.inputs or []])
             rows = rows.to(model.sites[name].dtype)
-            grams[name] = rows.mT @ rows
+            grams[name] = rows.mT @ rows if scored else rows.mT @ rows / rows.shape[0]
         return float(nats.detach()), slopes, grams
 
     def collect(self, i: int, found: dict[str, Tensor], grams: dict[str, Tensor], scored: int, weight: float) -> None:

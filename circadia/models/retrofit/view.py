@@ -17,13 +17,15 @@ def entries(model: "RetrofitModel") -> list[dict[str, Any]]:
     """One entry a level: the base's own weights stay where they are, frozen."""
     found = []
     for i, (level, sites) in enumerate(zip(model.settings.levels, model.own)):
-        sizes = [
-            math.prod(shape_of(level, site, part)) * site.dtype.itemsize for site in sites for part in parts_of(level)
-        ]
         gathers = level.feed == "gradient" and level.period > model.settings.chunk
         rule = rule_of(level)
         each = len(rule.init(torch.zeros(1, 1))) if level.feed == "gradient" else 0
-        copies = 1 + gathers + each + (len(model.anchored[i]) == len(sites))
+        size = 0
+        for site in sites:
+            copies = 1 + gathers + each + (site.name in model.anchored[i])
+            count = copies * sum(math.prod(shape_of(level, site, part)) for part in parts_of(level))
+            count += site.shape[-1] ** 2 if level.optimizer == "dgd" and level.feed == "gradient" else 0  # x x^T
+            size += count * site.dtype.itemsize
         notes = [f"listens to the last {level.listen:,} tokens of its period" if level.listen else ""]
         notes += [f"no matrix moves further than {level.bound:g} of the base's norm" if level.bound else ""]
         found.append(
@@ -35,7 +37,7 @@ def entries(model: "RetrofitModel") -> list[dict[str, Any]]:
                 "rule": _rule(level),
                 "enters": _enters(level),
                 "leaves": _leaves(model, i, level),
-                "state_bytes": sum(sizes) * copies,
+                "state_bytes": size,
                 "shared": True,
                 "note": "; ".join(filter(None, notes)),
                 "beside": [_parameter(model, site.name) for site in sites],

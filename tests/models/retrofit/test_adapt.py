@@ -38,6 +38,21 @@ def test_every_row_reads_as_a_stream_of_its_own(tiny, name, family):
     torch.testing.assert_close(float(loss), sum(streams) / 3, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("positions", [16, 20, 24])
+def test_a_whole_last_chunk_fits_into_the_positions(tiny, positions):
+    """The row's last token is one more than a stream reads with the chunk; what it predicts has a place, too."""
+    model, ids = tiny("gpt2", [16], torch.float64, config={"n_layer": 2, "n_positions": positions}), rows(2, 48)
+    with torch.no_grad():
+        loss = model.adapt_loss(ids)
+        ends = model.adapting()(ids).logits
+        model.learned.close(model)
+    streams = [model.learn(row, model.start()) for row in ids]
+    torch.testing.assert_close(float(loss), sum(read.surprise for read, _ in streams) / 2, rtol=1e-9, atol=0)
+    for row, end, (_, state) in zip(ids, ends, (model.learn(row[:32], model.start()) for row in ids)):
+        *_, last = model.reads(row, state)
+        torch.testing.assert_close(end[-1], last[-1], rtol=1e-9, atol=0)
+
+
 def unrolled(model, ids, weights, rates, decays):
     """One row, by hand: W + delta handed to the base, every gradient by autograd with a graph."""
     settings, names = model.settings, list(model.sites)
@@ -176,8 +191,9 @@ def test_bad_input(tiny):
         with pytest.raises(ValueError, match=said):
             tiny(**settings).adapting()
     model = tiny()
-    with pytest.raises(ValueError, match="longer than one chunk"):
-        model.adapt_loss(rows(1, 4))
+    for short in (rows(1, 4), rows(1, 20)[0]):
+        with pytest.raises(ValueError, match="longer than one chunk"):
+            model.adapt_loss(short)
     with pytest.raises(ValueError, match="train='some'"):
         model.adapting(train="some")
     model.adapting(train="mlp")

@@ -118,6 +118,30 @@ def test_damage_and_foreign_files_are_refused(tiny, tmp_path):
         model.load_state(path)
 
 
+def test_a_memory_of_other_settings_is_refused(tiny, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    for theirs, ours, said in (
+        ({}, {"optimizer": "adamw"}, "has no level0/opt/mean/delta/.*made with optimizer='gd', here optimizer='adamw'"),
+        ({}, {"optimizer": "dgd"}, "has no level0/gram/"),
+        ({"assign": "fast-first", "anchor": "base"}, {"assign": "fast-first"}, "anchor='base', here anchor='slower'"),
+    ):
+        model = tiny(**theirs)
+        model.save_state(model.learn(text(40), model.start())[1], path)
+        with pytest.raises(ValueError, match=said):
+            tiny(**ours).load_state(path)
+        same(model.load_state(path), model.learn(text(40), model.start())[1])
+
+
+@pytest.mark.parametrize(
+    "given", [{"layers": range(2)}, {"assign": (range(1), (1,), range(2, 3))}, {"assign": {0: (0, 1), 1: 2}}]
+)
+def test_layers_may_be_any_sequence(tiny, tmp_path, given):
+    model = tiny(**given)
+    model.save_pretrained(tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.layers == model.layers and again.settings == model.settings
+
+
 def test_a_base_that_has_changed_is_refused(tmp_path):
     base_of("llama").save_pretrained(tmp_path / "source")
     circadia.retrofit(tmp_path / "source", [8]).save_pretrained(tmp_path / "out")
@@ -147,6 +171,14 @@ def test_a_freed_expert_is_as_if_it_had_never_been(tiny):
         model.free(learned, 0, 2)
 
 
+def test_a_slot_that_is_taken_into_use_decays_to_its_own_start(tiny):
+    model = tiny(periods=[8, 16], assign="fast-first", decay=0.5, **LOW | {"rate": 1e-9})
+    state = model.allocate(model.start(), 0, 1)
+    _, after = model.learn(text(64), state)
+    for site in model.own[0]:
+        torch.testing.assert_close(after[f"level0/a/{site.name}"], state[f"level0/a/{site.name}"])
+
+
 def test_what_cannot_be_exported_says_so(tiny, tmp_path):
     model = tiny()
     with pytest.raises(ValueError, match="capacity='full', which is no LoRA"):
@@ -173,6 +205,12 @@ def test_the_levels_view(tiny, tmp_path):
     for i, level in enumerate((fast, slow)):
         held = sum(x.numel() * 4 for n, x in state.items() if n.startswith(f"level{i}/") and x.is_floating_point())
         assert held == level.state_bytes
+    for settings in ({"optimizer": "dgd"}, {"assign": {0: 0, 1: [0, 1], 2: 1}}, {"feed": ["gradient", "faster"]}):
+        model = tiny(periods=[4, 16], **settings)
+        state, sizes = model.start(), [entry["state_bytes"] for entry in model.levels_entry()]
+        assert sizes == [
+            sum(x.nbytes for n, x in state.items() if n.startswith(f"level{i}/") and n.count("/") > 1) for i in (0, 1)
+        ]
     assert "slow copy" in fast.leaves and "the base" in slow.leaves and math.isinf(rows["frozen weights"].period)
     assert view.parameters == sum(p.numel() for p in model.base.parameters())
     json.loads(view.to_json())

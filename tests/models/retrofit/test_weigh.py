@@ -108,6 +108,18 @@ def test_a_level_is_taught_by_another_loss(tiny, level):
     same(state, model.learn(text(18, 1), model.start())[1])  # what was given is as it was
 
 
+@pytest.mark.parametrize("rate", ["exact", "printed", "proximal"])
+def test_the_loss_of_a_chunk_teaches_dgd_what_reading_it_does(tiny, rate):
+    model, ids = tiny(periods=8, optimizer="dgd", options={"rate": rate}, rate=0.5, context=0), text(8, 1)
+    _, state = model.learn(text(8, 5), model.start())
+    state = model.fresh(state)
+    _, read = model.learn(ids, state)
+    _, taught = model.teach(lambda base: F.cross_entropy(base(ids[None, :-1]).logits[0], ids[1:]), state)
+    for site in model.own[0]:
+        name = key(0, "delta", site.name)
+        torch.testing.assert_close(taught[name], read[name], rtol=1e-4, atol=1e-7)
+
+
 def test_a_loss_that_is_not_finite_teaches_nothing(tiny):
     model = tiny(**ONE)
     _, state = model.learn(text(16, 1), model.start())
