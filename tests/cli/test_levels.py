@@ -126,4 +126,4 @@ def test_an_unknown_id_without_network_is_one_line(monkeypatch):
 def test_tokens_per_step_is_checked(llama):
     result = run("levels", llama, "--tokens-per-step", -3)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "tokens_per_step must be above 0, got -3.0" in result.stderr
+    assert "tokens_per_step must be above 0 and finite, got -3.0" in result.stderr

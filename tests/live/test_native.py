@@ -108,7 +108,7 @@ def test_a_flood_from_a_stranger_has_room_for_so_many_chunks(store, titans):
     done = me.observe(text, source="web", trust=0.5)
     assert [w for _, _, w in done.curve] == [0.5, 0.5, 0, 0] * 2
     free = make(store, titans, "bea", gate=False).observe(text)
-    assert 0 < done.levels[0].moved < 0.3 * free.levels[0].moved
+    assert 0 < done.levels[0].moved < 0.5 * free.levels[0].moved  # a quarter of the weight, of steps that shrink
 
 
 def test_the_rates_that_the_model_chose_are_reported(store):
