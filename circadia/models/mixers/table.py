@@ -30,9 +30,9 @@ class MixerRow:
 
 
 # The last matrix of an MLP memory has no erasing factor, and takes part in the gradients of the others. At a step of 1
-# or 1 / chunk it is rewritten within a chunk or two, and the outer gradient grows with every chunk: to 1e6 after ten
+# or 1 / chunk it is rewritten within a chunk or two, and the outer gradient grows with every chunk: to 1e6 within fifty
 # steps of training on rows of 2,048 tokens, so that, clipped, nothing is learned. Slow, it is the decoder of what the
-# first matrix holds: models learn from long rows, and recall more (docs/experiments.md).
+# first matrix holds, and models learn from long rows (docs/experiments.md).
 SLOW = 1 / 2048  # step of the last matrix, as a share of the first one's
 
 
