@@ -62,7 +62,6 @@ class _Reader(IterableDataset):
             yield str(error)  # an exception would arrive with the worker's traceback as its message
 
 
-# Every loader gets a generator of its own: it draws a seed for its workers, and torch's numbers are the model's.
 def _as_it_is(x: Any) -> Any:
     return x
 
@@ -72,6 +71,7 @@ def encoded(
 ) -> Iterator[Encoded]:
     """Tokenized documents in order, from number ``start`` on."""
     reader = _Reader(source, tokenizer, held_out, start)
+    # A loader draws a seed for its workers: from a generator of its own, as torch's numbers are the model's.
     for item in DataLoader(
         reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
     ):
