@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circadia.models.retrofit.build import loaded, positions
+from circadia.models.retrofit.build import loaded
+from circadia.models.retrofit.find import positions
 from circadia.train.tokens import Tokenizer
 
 LONGEST = 2048  # tokens that a base without a limit of its own reads at once

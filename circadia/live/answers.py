@@ -12,7 +12,7 @@ from circadia.live import feedback as rules
 from circadia.live.errors import StoreError
 from circadia.live.reader import position
 from circadia.live.text import ROLES
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.learn import tokens_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circadia.live import commits
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.sleep import Entry, Probe, Task, Window
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ def nats_of(model: Any, given: Sequence[int], said: Sequence[int], state: State 
 
 def answer_nats(base: Any, model: Any, given: Sequence[int], said: Sequence[int]) -> Tensor:
     """The same, with what is worn already."""
-    from circadia.models.retrofit.build import positions
+    from circadia.models.retrofit.find import positions
 
     whole, limit = [*given, *said], positions(model.base)
     ids = torch.tensor(whole[-limit:] if limit else whole, device=model.device)[None]

@@ -21,7 +21,8 @@ from circadia.models.bundled import NAME
 from circadia.models.native import NativeModel, native
 from circadia.models.native.worn import Worn
 from circadia.models.retrofit import RetrofitModel, Settings, retrofit
-from circadia.models.retrofit.build import arranged, loaded, positions
+from circadia.models.retrofit.build import arranged, loaded
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.wear import Reading, worn
 
 Model = RetrofitModel | NativeModel

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.state import State, draw, key
 from circadia.sleep.checks import kinds
 from circadia.sleep.fit import Fit, Meter

@@ -1,6 +1,6 @@
 """The arms, by name: what a measurement compares, and the default that it has chosen so far.
 
-`full` is all that the issue of sleep asks for at once, and each of its ablations leaves one thing out. In our first
+`full` is all that there is at once, and each of its ablations leaves one thing out. In our first
 measurements replay of surprising windows beside an older self's dreams was what bound facts without ruining the base,
 and nothing beyond it was shown to help: it is the default until something is.
 """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.sleep.student import Student, Teacher
 
 

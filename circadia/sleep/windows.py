@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from circadia.models.retrofit import RetrofitModel
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.sleep.fit import Meter
 from circadia.sleep.losses import nats
 from circadia.sleep.student import Student, Teacher

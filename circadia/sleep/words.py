@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.sleep.fit import Meter
 from circadia.sleep.losses import levenshtein
 from circadia.sleep.sample import sample, starts

@@ -13,7 +13,7 @@ import torch
 from circadia.evals.arms.arm import Example
 from circadia.evals.arms.streamed import Streamed
 from circadia.evals.bases import Base
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.sleep.sample import sample
 from circadia.sleep.student import Teacher
 

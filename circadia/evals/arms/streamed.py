@@ -11,7 +11,7 @@ from torch import Tensor
 from circadia.evals.arms.arm import Arm, Example, size
 from circadia.evals.bases import Base
 from circadia.models.retrofit import retrofit
-from circadia.models.retrofit.build import positions
+from circadia.models.retrofit.find import positions
 from circadia.models.retrofit.wear import swapped
 
 CHUNK = 256
